@@ -1,0 +1,55 @@
+# Every target makes .venv and installs what it needs. PYTHON names the interpreter to make it with.
+
+PYTHON ?= python3
+PY := .venv/bin/python
+INSTALLED := .venv/.installed
+PIP_OPTIONS := --quiet --disable-pip-version-check
+DATABASE_TESTS := $(wildcard tests/store tests/client)
+
+.PHONY: install demo test check bench clean
+
+install: $(INSTALLED)
+
+# Debian's python3 comes without ensurepip; there the system's pip fills the new environment.
+$(INSTALLED): pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
+		echo "cannot install roostd with $(PYTHON): it needs Python 3.11 or newer; use make PYTHON=python3.x" >&2; exit 1; }
+	@$(PY) -m pip --version >/dev/null 2>&1 || { rm -rf .venv && \
+		if $(PYTHON) -c 'import ensurepip' 2>/dev/null; then \
+			$(PYTHON) -m venv .venv; \
+		elif $(PYTHON) -m pip --version >/dev/null 2>&1; then \
+			$(PYTHON) -m venv --without-pip .venv && \
+			$(PYTHON) -m pip --python $(PY) install $(PIP_OPTIONS) pip; \
+		else \
+			echo "cannot make .venv: $(PYTHON) has neither ensurepip nor pip; install them" \
+				"(on Debian and Ubuntu: apt-get install python3-venv)" >&2; exit 1; \
+		fi; }
+	@$(PY) -m pip install $(PIP_OPTIONS) --editable '.[dev]'
+	@touch $@
+
+demo: install
+	@.venv/bin/roostctl demo
+
+# The database parts run a second time on Debian's PostgreSQL 15 where it is installed.
+test: install
+	@status=0; \
+	if [ -x /usr/lib/postgresql/15/bin/initdb ] && [ -n "$(DATABASE_TESTS)" ]; then \
+		echo "== store and client on PostgreSQL 15"; \
+		ROOST_TEST_PG_VERSION=15 $(PY) -m pytest $(DATABASE_TESTS) $(PYTEST_ARGS) || status=$$?; \
+		echo "== everything"; \
+	fi; \
+	$(PY) -m pytest $(PYTEST_ARGS) || status=$$?; \
+	exit $$status
+
+check: install
+	$(PY) -m ruff format --check
+	$(PY) -m ruff check
+	$(PY) -m mypy
+	$(PY) -m pytest -q -m 'not database and not daemon' $(PYTEST_ARGS)
+
+bench: install
+	@$(PY) -m bench
+
+clean:
+	rm -rf .venv build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis .roost
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
