@@ -1,0 +1,52 @@
+"""Roost's client library: enqueue jobs in your own transaction, declare handlers, look after jobs and queues.
+
+Imports psycopg, pydantic and the standard library only; never roostd.
+"""
+
+from .backoff import BackoffStrategy, exponential, fixed, linear
+from .errors import (
+    DuplicateUniqueJobError,
+    InvalidJobError,
+    JobCancelled,
+    JobFailed,
+    JobNotFoundError,
+    JobStateError,
+    JobTimeoutError,
+    RoostError,
+    SchemaError,
+    SnoozeJob,
+    UnknownTaskError,
+    WorkerCrash,
+    WorkerShutdown,
+)
+from .registry import DEFAULT_HANDLERS, HandlerRegistry, HandlerSpec, job
+from .types import Job, JobInsert, JobOutcome, JobState, TaskDefaults
+
+__all__ = [
+    "job",
+    "exponential",
+    "linear",
+    "fixed",
+    "BackoffStrategy",
+    "Job",
+    "JobInsert",
+    "JobOutcome",
+    "JobState",
+    "TaskDefaults",
+    "DEFAULT_HANDLERS",
+    "HandlerRegistry",
+    "HandlerSpec",
+    "RoostError",
+    "InvalidJobError",
+    "DuplicateUniqueJobError",
+    "JobCancelled",
+    "JobFailed",
+    "JobNotFoundError",
+    "JobStateError",
+    "JobTimeoutError",
+    "SchemaError",
+    "SnoozeJob",
+    "UnknownTaskError",
+    "WorkerCrash",
+    "WorkerShutdown",
+]

@@ -1,0 +1,132 @@
+"""What each field of a job may hold. Every check is here once: enqueue, @job and the operations all use it.
+
+A check returns the value to send or raises `Refused`; whoever knows what was being done turns that into InvalidJobError.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from datetime import UTC, datetime
+from typing import Any, TypeVar
+
+from .errors import InvalidJobError
+
+MAX_NAME_LENGTH = 128  # characters; the database holds the same bound
+INT4_MAX = 2**31 - 1
+INT8_MAX = 2**63 - 1
+
+# Stands for "the caller did not pass this": a documented default must not win over @job's, the same value passed must.
+# Any, because it stands in the place of a value of every type.
+UNSET: Any = type("Unset", (), {"__repr__": lambda self: "UNSET", "__slots__": ()})()
+
+# The documented default of every field that @job can set, in the order of roost.enqueue.
+DOCUMENTED_DEFAULTS: dict[str, Any] = {
+    "queue": "default",
+    "priority": 0,
+    "max_attempts": 20,
+    "tags": None,
+    "timeout_seconds": None,
+}
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+
+def shows_documented_defaults(function: F) -> F:
+    """Make inspect.signature() and help() show the documented defaults in place of UNSET."""
+    signature = inspect.signature(function)
+    shown_parameters = [
+        parameter.replace(default=DOCUMENTED_DEFAULTS[parameter.name])
+        if parameter.default is UNSET
+        else parameter
+        for parameter in signature.parameters.values()
+        if parameter.name != "passed"
+    ]
+    function.__signature__ = signature.replace(parameters=shown_parameters)  # type: ignore[attr-defined]
+    return function
+
+
+class Refused(Exception):
+    """`reason` reads on from the value's path: 'must be at least 1, not 0'."""
+
+    def __init__(self, path: str, reason: str) -> None:
+        super().__init__(path, reason)
+        self.path = path
+        self.reason = reason
+
+    def as_invalid_job(self, what: str, prefix: str = "") -> InvalidJobError:
+        """Make the public error; `what` is what was being done, such as "enqueue 'send_receipt'"."""
+        path = prefix + self.path
+        return InvalidJobError(f"cannot {what}: {path} {self.reason}", path)
+
+
+def text(path: str, value: object) -> str:
+    """Return text that PostgreSQL can store: no NUL, no lone surrogate."""
+    if not isinstance(value, str):
+        raise Refused(path, f"must be a string, not {shown(value)}")
+    if value.isascii():
+        if "\0" in value:
+            raise Refused(path, "holds a NUL character, which PostgreSQL cannot store")
+    else:
+        try:
+            value.encode()
+        except UnicodeEncodeError as error:
+            raise Refused(
+                path, f"holds the lone surrogate {value[error.start]!a}, which is not a character"
+            ) from None
+        if "\0" in value:
+            raise Refused(path, "holds a NUL character, which PostgreSQL cannot store")
+    return str.__str__(value)  # of a subclass (an enum member) the plain string
+
+
+def name(path: str, value: object) -> str:
+    """Return the name of a task or queue: 1 to 128 characters."""
+    checked = text(path, value)
+    if not 1 <= len(checked) <= MAX_NAME_LENGTH:
+        raise Refused(path, f"must have 1 to {MAX_NAME_LENGTH} characters, not {len(checked)}")
+    return checked
+
+
+def integer(path: str, value: object, least: int = -INT4_MAX - 1, most: int = INT4_MAX) -> int:
+    """Return a whole number in the range; True and False are none."""
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise Refused(path, f"must be an integer, not {shown(value)}")
+    if value < least:
+        raise Refused(path, f"must be at least {least}, not {shown(value)}")
+    if value > most:
+        raise Refused(path, f"must be at most {most}, not {shown(value)}")
+    return int(value)
+
+
+def tags(path: str, value: object) -> tuple[str, ...]:
+    """Return the tags of a list or tuple of strings."""
+    if not isinstance(value, (list, tuple)):
+        raise Refused(path, f"must be a list of strings, not {shown(value)}")
+    return tuple([text(f"{path}[{i}]", tag) for i, tag in enumerate(value)])
+
+
+def time(path: str, value: object) -> str:
+    """Return an aware datetime as ISO text in UTC."""
+    if not isinstance(value, datetime):
+        raise Refused(path, f"must be a datetime, not {shown(value)}")
+    if value.utcoffset() is None:
+        raise Refused(path, f"must have a time zone, unlike {value}: use datetime.now(UTC) or .astimezone()")
+    try:
+        return value.astimezone(UTC).isoformat()
+    except OverflowError:
+        raise Refused(path, f"must lie in the years 1 to 9999 of UTC, unlike {value}") from None
+
+
+def job_id(value: object) -> int:
+    return integer("job_id", value, least=-INT8_MAX - 1, most=INT8_MAX)
+
+
+def shown(value: object) -> str:
+    """A short text of any value, also of one whose repr() is endless or raises."""
+    if value is None or isinstance(value, (bool, float)):
+        return repr(value)
+    if isinstance(value, int):
+        return str(value) if abs(value) < 10**30 else f"an integer of {value.bit_length()} bits"
+    if isinstance(value, str):
+        return f"{value[:80]!a}" + ("…" if len(value) > 80 else "")
+    return f"a {type(value).__qualname__}"

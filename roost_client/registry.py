@@ -1,0 +1,170 @@
+"""Which function handles which task, and what `@job` declares for it. Knows nothing of the database."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+from pydantic import BaseModel
+
+from . import fields
+from .errors import InvalidJobError
+from .types import TaskDefaults
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+
+@dataclass(frozen=True, slots=True)
+class HandlerSpec:
+    """A task: its name, the function that handles it, the model of its arguments, and its defaults."""
+
+    name: str
+    func: Callable[..., Any]
+    args_model: type[BaseModel] | None
+    defaults: TaskDefaults
+    is_async: bool
+
+
+class HandlerRegistry:
+    """The tasks of an application, by name."""
+
+    def __init__(self) -> None:
+        self._specs: dict[str, HandlerSpec] = {}
+        self._names: dict[Callable[..., Any], tuple[str, ...]] = {}
+
+    def register(
+        self,
+        name: str,
+        func: Callable[..., Any],
+        *,
+        args_model: type[BaseModel] | None = None,
+        defaults: TaskDefaults | None = None,
+    ) -> None:
+        """Make `func` the handler of the task `name`.
+
+        Registering the same function again (a module is reloaded) replaces it. Raises InvalidJobError when another
+        function has the name, and for a value that a job could not have.
+        """
+        try:
+            checked = fields.name("name", name)
+            if not callable(func):
+                raise fields.Refused("func", f"must be callable, unlike {fields.shown(func)}")
+            if args_model is not None and not (
+                isinstance(args_model, type) and issubclass(args_model, BaseModel)
+            ):
+                raise fields.Refused(
+                    "args_model", f"must be a pydantic model, not {fields.shown(args_model)}"
+                )
+            defaults = _checked(defaults or TaskDefaults())
+        except fields.Refused as refused:
+            raise refused.as_invalid_job(f"register task {fields.shown(name)}") from None
+
+        present = self._specs.get(checked)
+        if present is not None and not _same_function(present.func, func):
+            raise InvalidJobError(
+                f"cannot register {_where(func)} as task {checked!r}: {_where(present.func)} has that name already",
+                "name",
+            )
+        if present is not None:
+            self._names.pop(present.func, None)
+        self._specs[checked] = HandlerSpec(checked, func, args_model, defaults, _is_async(func))
+        self._names[func] = tuple(n for n, spec in self._specs.items() if spec.func is func)
+
+    def get(self, name: str) -> HandlerSpec | None:
+        """Return the task of this name, None when there is none."""
+        return self._specs.get(name)
+
+    def names(self) -> list[str]:
+        """Return the names of all tasks, sorted."""
+        return sorted(self._specs)
+
+    def names_of(self, func: Callable[..., Any]) -> tuple[str, ...]:
+        """Return the names `func` is registered under; a wrapper made with functools.wraps counts as what it wraps."""
+        while func not in self._names and hasattr(func, "__wrapped__"):
+            func = func.__wrapped__
+        return self._names.get(func, ())
+
+
+DEFAULT_HANDLERS = HandlerRegistry()
+
+
+def job(
+    name: str,
+    *,
+    args_model: type[BaseModel] | None = None,
+    queue: str | None = None,
+    priority: int | None = None,
+    max_attempts: int | None = None,
+    tags: list[str] | tuple[str, ...] | None = None,
+    timeout_seconds: int | None = None,
+    rate_per_minute: int | None = None,
+    max_concurrency: int | None = None,
+    registry: HandlerRegistry | None = None,
+) -> Callable[[F], F]:
+    """Register the function as the handler of the task `name` and return it untouched.
+
+    queue, priority, max_attempts, tags and timeout_seconds apply to every enqueue of the task that doesn't pass the
+    keyword itself. With `args_model` the arguments are validated when the job is enqueued and again before it runs.
+    rate_per_minute and max_concurrency hold across all workers. Raises InvalidJobError for a value that a job could
+    not have, and when another function has the name.
+    """
+    defaults = TaskDefaults(
+        queue=queue,
+        priority=priority,
+        max_attempts=max_attempts,
+        tags=tuple(tags) if isinstance(tags, list) else tags,
+        timeout_seconds=timeout_seconds,
+        rate_per_minute=rate_per_minute,
+        max_concurrency=max_concurrency,
+    )
+
+    def register(func: F) -> F:
+        (DEFAULT_HANDLERS if registry is None else registry).register(
+            name, func, args_model=args_model, defaults=defaults
+        )
+        return func
+
+    return register
+
+
+def _checked(defaults: TaskDefaults) -> TaskDefaults:
+    def count(field: str, value: int | None) -> int | None:
+        return None if value is None else fields.integer(field, value, least=1)
+
+    return TaskDefaults(
+        queue=None if defaults.queue is None else fields.name("queue", defaults.queue),
+        priority=None if defaults.priority is None else fields.integer("priority", defaults.priority),
+        max_attempts=count("max_attempts", defaults.max_attempts),
+        tags=None if defaults.tags is None else fields.tags("tags", defaults.tags),
+        timeout_seconds=count("timeout_seconds", defaults.timeout_seconds),
+        rate_per_minute=count("rate_per_minute", defaults.rate_per_minute),
+        max_concurrency=count("max_concurrency", defaults.max_concurrency),
+    )
+
+
+def _same_function(one: Callable[..., Any], other: Callable[..., Any]) -> bool:
+    if one == other:
+        return True
+    place, other_place = _place(one), _place(other)
+    if place != other_place or place[1] is None:
+        return False
+    # Two lambdas, or two functions made inside others, may share a place and still be different code.
+    return "<" not in place[1] or getattr(one, "__code__", None) == getattr(other, "__code__", None)
+
+
+def _place(func: Callable[..., Any]) -> tuple[str | None, str | None]:
+    return getattr(func, "__module__", None), getattr(func, "__qualname__", None)
+
+
+def _where(func: Callable[..., Any]) -> str:
+    module, qualname = _place(func)
+    return f"{module}.{qualname}" if qualname else repr(func)
+
+
+def _is_async(func: Callable[..., Any]) -> bool:
+    # A callable object is async when its __call__ is.
+    return inspect.iscoroutinefunction(inspect.unwrap(func)) or inspect.iscoroutinefunction(
+        getattr(func, "__call__", None)  # noqa: B004
+    )

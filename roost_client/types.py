@@ -1,0 +1,157 @@
+"""What a job looks like from outside: its row, its states, its outcome, and what an enqueue may say about it.
+
+Only data. Knows neither the database nor the registry.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from datetime import datetime
+from enum import StrEnum
+from typing import Any, Self
+
+from pydantic import BaseModel, ConfigDict
+
+from .fields import DOCUMENTED_DEFAULTS, UNSET, shows_documented_defaults
+
+
+class JobState(StrEnum):
+    """Every state a job can be in; the last three are terminal."""
+
+    AVAILABLE = "available"
+    EXECUTING = "executing"
+    RETRYABLE = "retryable"
+    COMPLETED = "completed"
+    DISCARDED = "discarded"
+    CANCELLED = "cancelled"
+
+    @property
+    def is_terminal(self) -> bool:
+        return self in (JobState.COMPLETED, JobState.DISCARDED, JobState.CANCELLED)
+
+
+class Job(BaseModel):
+    """A row of `roost.jobs`, read-only. Times are aware; `attempt` counts from 1, and is 0 before the first run."""
+
+    model_config = ConfigDict(frozen=True)
+
+    id: int
+    queue: str
+    task: str
+    args: dict[str, Any]
+    state: JobState
+    priority: int
+    attempt: int
+    max_attempts: int
+    scheduled_at: datetime
+    attempted_at: datetime | None
+    completed_at: datetime | None
+    cancelled_at: datetime | None
+    discarded_at: datetime | None
+    errors: list[dict[str, Any]]
+    unique_key: str | None
+    inserted_at: datetime
+    tags: list[str]
+    timeout_seconds: int | None
+    cancel_requested: bool
+    result: Any | None
+    depends_on: list[int]
+    metadata: dict[str, Any]
+
+    @classmethod
+    def from_row(cls, row: Mapping[str, Any]) -> Self:
+        """Make a Job of a row of `roost.jobs`; times may be ISO text. Columns that Job has no field for are ignored."""
+        return cls.model_validate(row)
+
+
+@dataclass(frozen=True, slots=True)
+class JobOutcome:
+    """How an awaited job ended."""
+
+    id: int
+    state: str
+    result: Any | None
+    errors: list[dict[str, Any]]
+
+
+@dataclass(frozen=True, slots=True)
+class TaskDefaults:
+    """What `@job(...)` declares for a task.
+
+    The first five are merged into enqueue calls that don't pass the keyword; the throttles hold for the workers.
+    """
+
+    queue: str | None = None
+    priority: int | None = None
+    max_attempts: int | None = None
+    tags: tuple[str, ...] | None = None
+    timeout_seconds: int | None = None
+    rate_per_minute: int | None = None
+    max_concurrency: int | None = None
+
+
+@dataclass(frozen=True, slots=True, init=False)
+class JobInsert:
+    """One job of an enqueue_many; the fields are the parameters of `enqueue` and mean the same.
+
+    `passed` holds the names of those fields that were passed and so win over the task's `@job` defaults. It is kept by
+    dataclasses.replace().
+    """
+
+    task: str | Callable[..., Any]
+    args: dict[str, Any] | BaseModel | None
+    queue: str
+    priority: int
+    max_attempts: int
+    scheduled_at: datetime | None
+    unique_key: str | None
+    tags: list[str] | None
+    timeout_seconds: int | None
+    depends_on: list[int] | None
+    metadata: dict[str, Any] | None
+    passed: frozenset[str] = field(repr=False, compare=False)
+
+    @shows_documented_defaults
+    def __init__(
+        self,
+        task: str | Callable[..., Any],
+        args: dict[str, Any] | BaseModel | None = None,
+        queue: str = UNSET,
+        priority: int = UNSET,
+        max_attempts: int = UNSET,
+        scheduled_at: datetime | None = None,
+        unique_key: str | None = None,
+        tags: list[str] | None = UNSET,
+        timeout_seconds: int | None = UNSET,
+        depends_on: list[int] | None = None,
+        metadata: dict[str, Any] | None = None,
+        *,
+        passed: frozenset[str] | None = None,
+    ) -> None:
+        put = object.__setattr__
+        won = set() if passed is None else set(passed)
+        for name, value in (
+            ("queue", queue),
+            ("priority", priority),
+            ("max_attempts", max_attempts),
+            ("tags", tags),
+            ("timeout_seconds", timeout_seconds),
+        ):
+            default = DOCUMENTED_DEFAULTS[name]
+            if value is UNSET:
+                value = default
+            # dataclasses.replace() passes every field again: then only a changed one is the caller's own.
+            elif passed is None or value != default:
+                won.add(name)
+            put(self, name, value)
+        put(self, "task", task)
+        put(self, "args", args)
+        put(self, "scheduled_at", scheduled_at)
+        put(self, "unique_key", unique_key)
+        put(self, "depends_on", depends_on)
+        put(self, "metadata", metadata)
+        put(self, "passed", frozenset(won) if won else _NOTHING)
+
+
+_NOTHING: frozenset[str] = frozenset()
