@@ -243,9 +243,7 @@ class EmbeddedPostgres:
         link = self._directory / "runtime"
         runtime = Path(os.readlink(link)) if link.is_symlink() else next(self._runtimes(), None)
         if runtime is None:
-            raise self._failure(
-                "its path is too long for a unix socket, and no temporary directory is usable"
-            )
+            raise self._failure("its path is too long for a unix socket, and no temporary directory is usable")
         (runtime / "data").symlink_to(self._data)
         return runtime / "data"
 
@@ -311,9 +309,7 @@ class EmbeddedPostgres:
             "port": "5432",
             "cluster_name": _mark(self._data),
         }
-        return [
-            word for name, value in (self._settings | defaults).items() for word in ("-c", f"{name}={value}")
-        ]
+        return [word for name, value in (self._settings | defaults).items() for word in ("-c", f"{name}={value}")]
 
     def _launch(
         self,
@@ -411,9 +407,7 @@ def _server_account(data: Path) -> _Account | None:
         except KeyError:
             continue
         return _Account(user.pw_uid, user.pw_gid)
-    raise EmbeddedError(
-        "cannot run PostgreSQL as root: there is no user postgres or nobody to run it; add one"
-    )
+    raise EmbeddedError("cannot run PostgreSQL as root: there is no user postgres or nobody to run it; add one")
 
 
 def _can_execute(bindir: Path, account: _Account) -> bool:
