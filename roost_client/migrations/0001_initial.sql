@@ -166,7 +166,7 @@ BEGIN
         RAISE invalid_parameter_value USING MESSAGE = format('cannot enqueue %L: queue must have 1 to 128 characters, not %L', task, left(queue, 200));
     ELSIF args IS NULL OR jsonb_typeof(args) <> 'object' THEN
         RAISE invalid_parameter_value USING MESSAGE = format('cannot enqueue %L: args must be a JSON object, not %s', task, coalesce(jsonb_typeof(args), 'NULL'));
-    ELSIF pg_column_size(args) > 262144 AND octet_length(args::text) > 1048576 THEN
+    ELSIF octet_length(args::text) > 1048576 THEN
         RAISE invalid_parameter_value USING MESSAGE = format('cannot enqueue %L: args take %s bytes, more than 1048576: store the data elsewhere and pass a reference', task, octet_length(args::text));
     ELSIF priority IS NULL THEN
         RAISE invalid_parameter_value USING MESSAGE = format('cannot enqueue %L: priority must be an integer, not NULL', task);
@@ -174,12 +174,14 @@ BEGIN
         RAISE invalid_parameter_value USING MESSAGE = format('cannot enqueue %L: max_attempts must be at least 1, not %s', task, coalesce(max_attempts::text, 'NULL'));
     ELSIF timeout_seconds < 1 THEN
         RAISE invalid_parameter_value USING MESSAGE = format('cannot enqueue %L: timeout_seconds must be at least 1, not %s', task, timeout_seconds);
-    ELSIF NOT isfinite(due_at) THEN
-        RAISE invalid_parameter_value USING MESSAGE = format('cannot enqueue %L: scheduled_at must be a finite time, not %s', task, scheduled_at);
+    ELSIF due_at < '0001-01-02 00:00:00+00' OR due_at >= '9999-12-31 00:00:00+00' THEN  -- what Python reads in any time zone
+        RAISE invalid_parameter_value USING MESSAGE = format('cannot enqueue %L: scheduled_at must lie in the years 1 to 9999, unlike %s', task, scheduled_at);
     ELSIF array_position(tags, NULL) IS NOT NULL THEN
         RAISE invalid_parameter_value USING MESSAGE = format('cannot enqueue %L: tags must not hold NULL', task);
     ELSIF metadata IS NOT NULL AND jsonb_typeof(metadata) <> 'object' THEN
         RAISE invalid_parameter_value USING MESSAGE = format('cannot enqueue %L: metadata must be a JSON object, not %s', task, jsonb_typeof(metadata));
+    ELSIF octet_length(metadata::text) > 1048576 THEN
+        RAISE invalid_parameter_value USING MESSAGE = format('cannot enqueue %L: metadata takes %s bytes, more than 1048576', task, octet_length(metadata::text));
     ELSIF unique_key IS NOT NULL OR cardinality(depends_on) > 0 THEN
         RAISE feature_not_supported USING MESSAGE = format('cannot enqueue %L: unique_key and depends_on are not supported by this version', task);
     END IF;
@@ -201,9 +203,10 @@ BEGIN
 END $$;
 
 -- Adds many jobs in one round trip and returns how many. `kinds` is an array of objects with the fields of
--- roost.enqueue except args, each distinct one once; job i has the fields kinds[kind_of[i]] (counted from 1) and args[i].
+-- roost.enqueue except args, each distinct one once (json, not jsonb: that holds no more than 256 MB); job i has the
+-- fields kinds[kind_of[i]] (counted from 1) and args[i].
 -- The client checks the values; what slips by is refused by the table's constraints.
-CREATE FUNCTION roost.enqueue_many(kinds jsonb, kind_of integer[], args text[]) RETURNS bigint
+CREATE FUNCTION roost.enqueue_many(kinds json, kind_of integer[], args text[]) RETURNS bigint
 LANGUAGE plpgsql AS $$
 #variable_conflict use_column
 DECLARE
@@ -213,8 +216,8 @@ BEGIN
     WITH kind AS MATERIALIZED (
         SELECT k.number, f.queue, f.task, f.priority, f.max_attempts,
                coalesce(f.scheduled_at, now()) AS scheduled_at, f.tags, f.timeout_seconds, f.metadata
-          FROM jsonb_array_elements(kinds) WITH ORDINALITY AS k(fields, number),
-               jsonb_to_record(k.fields) AS f(queue text, task text, priority integer, max_attempts integer,
+          FROM json_array_elements(kinds) WITH ORDINALITY AS k(fields, number),
+               json_to_record(k.fields) AS f(queue text, task text, priority integer, max_attempts integer,
                                               scheduled_at timestamptz, tags text[], timeout_seconds integer, metadata jsonb)
     ), job AS (
         INSERT INTO roost.job_rows
@@ -234,7 +237,7 @@ BEGIN
     )
     SELECT count(*) INTO inserted FROM job;
 
-    FOR busy_queue IN SELECT DISTINCT k.fields ->> 'queue' FROM jsonb_array_elements(kinds) AS k(fields) LOOP
+    FOR busy_queue IN SELECT DISTINCT k.fields ->> 'queue' FROM json_array_elements(kinds) AS k(fields) LOOP
         PERFORM roost.notify_idle(busy_queue);
     END LOOP;
     RETURN inserted;
@@ -276,28 +279,40 @@ END $$;
 
 -- Makes a discarded, cancelled or waiting job due now; a finished one starts again at attempt 0, its errors kept.
 -- Returns the state it had, NULL when there is no such job; a job in any other state is left as it is.
+-- Locks in the order of cancel and of the worker's statements: the narrow tables first, then job_rows.
 CREATE FUNCTION roost.retry(job_id bigint) RETURNS text
 LANGUAGE plpgsql AS $$
 #variable_conflict use_variable
 DECLARE
     job roost.job_rows%ROWTYPE;
 BEGIN
-    SELECT * INTO job FROM roost.job_rows j WHERE j.id = job_id FOR UPDATE;
-    IF NOT FOUND OR job.state = 'completed' THEN
-        RETURN job.state;
-    ELSIF job.state IN ('discarded', 'cancelled') THEN
-        UPDATE roost.job_rows j
-           SET state = 'available', attempt = 0, crashes = 0, scheduled_at = now(), cancel_requested = false,
-               cancelled_at = NULL, discarded_at = NULL
-         WHERE j.id = job_id AND j.state = job.state;
-    ELSE
-        DELETE FROM roost.scheduled s WHERE s.scheduled_at = job.scheduled_at AND s.job_id = job_id;
-        IF NOT FOUND THEN
-            RETURN CASE WHEN EXISTS (SELECT 1 FROM roost.claims c WHERE c.job_id = job_id) THEN 'executing' ELSE job.state END;
+    FOR round IN 1..1000 LOOP  -- as in cancel
+        SELECT * INTO job FROM roost.job_rows j WHERE j.id = job_id;
+        IF NOT FOUND OR job.state = 'completed' THEN
+            RETURN job.state;
+        ELSIF job.state IN ('discarded', 'cancelled') THEN
+            UPDATE roost.job_rows j
+               SET state = 'available', attempt = 0, crashes = 0, scheduled_at = now(), cancel_requested = false,
+                   cancelled_at = NULL, discarded_at = NULL
+             WHERE j.id = job_id AND j.state = job.state;
+            CONTINUE WHEN NOT FOUND;
+        ELSE
+            DELETE FROM roost.scheduled s WHERE s.scheduled_at = job.scheduled_at AND s.job_id = job_id;
+            IF NOT FOUND THEN
+                IF EXISTS (SELECT 1 FROM roost.claims c WHERE c.job_id = job_id) THEN
+                    RETURN 'executing';
+                ELSIF EXISTS (SELECT 1 FROM roost.ready r
+                               WHERE r.queue = job.queue AND r.priority = job.priority
+                                 AND r.scheduled_at = job.scheduled_at AND r.job_id = job_id) THEN
+                    RETURN job.state;
+                END IF;
+                CONTINUE;
+            END IF;
+            UPDATE roost.job_rows j SET scheduled_at = now() WHERE j.id = job_id AND j.state = job.state;
         END IF;
-        UPDATE roost.job_rows j SET scheduled_at = now() WHERE j.id = job_id AND j.state = job.state;
-    END IF;
-    INSERT INTO roost.ready (queue, priority, scheduled_at, job_id) VALUES (job.queue, job.priority, now(), job_id);
-    PERFORM roost.notify_idle(job.queue);
-    RETURN job.state;
+        INSERT INTO roost.ready (queue, priority, scheduled_at, job_id) VALUES (job.queue, job.priority, now(), job_id);
+        PERFORM roost.notify_idle(job.queue);
+        RETURN job.state;
+    END LOOP;
+    RAISE EXCEPTION 'cannot retry job %: it is in none of ready, scheduled and claims', job_id;
 END $$;
