@@ -1,0 +1,70 @@
+"""When a pool asks the database for jobs, and when it wants to be told of new ones.
+
+Polling alone is correct; a notification is a hint that saves the wait. It costs every enqueue that sends one a lock
+shared by the whole PostgreSQL instance, so a pool asks for hints only while it has nothing to do and few come.
+While it is busy it finds new jobs by asking again anyway.
+"""
+
+from __future__ import annotations
+
+BUSY_POLL_SECONDS = 0.005
+EMPTY_POLLS = 4  # empty answers in a row, at doubling intervals, before a busy pool calls itself idle: 75 ms in all
+FULL_SECONDS = 0.2  # of claims that got all they asked for, before an idle pool calls itself busy
+HINTS_PER_SECOND = 200  # above this the hints are the cost, and polling every few milliseconds is cheaper
+_HINT_SPAN = 0.1
+
+
+class Demand:
+    """One pool's view of whether there is anything to claim."""
+
+    def __init__(self, poll_interval: float) -> None:
+        self.poll_interval = poll_interval
+        self.wants_hints = False
+        self._dry = False  # the last claim took all there was
+        self._poll_at = 0.0
+        self._empty_polls = 0
+        self._full_since: float | None = None
+        self._hints = 0
+        self._hints_since = 0.0
+
+    def claim_at(self) -> float:
+        """The monotonic time from which a claim makes sense; 0 for at once."""
+        return self._poll_at if self._dry else 0.0
+
+    def hinted(self, now: float) -> None:
+        """Takes in a notification, or any other reason to think that there are new jobs."""
+        self._dry = False
+        if now - self._hints_since > _HINT_SPAN:
+            self._hints, self._hints_since = 0, now
+        self._hints += 1
+        if self._hints > HINTS_PER_SECOND * _HINT_SPAN:
+            self._call_busy()
+
+    def claimed(self, asked: int, got: int, now: float) -> None:
+        """Takes in the answer to a claim of `asked` jobs."""
+        if got >= asked:
+            self._dry = False
+            self._empty_polls = 0
+            if self._full_since is None:
+                self._full_since = now
+            elif now - self._full_since > FULL_SECONDS:
+                self._call_busy()
+            return
+        self._full_since = None
+        self._dry = True
+        if self.wants_hints:
+            self._poll_at = now + self.poll_interval
+        elif got:
+            self._empty_polls = 0
+            self._poll_at = now + BUSY_POLL_SECONDS
+        elif self._empty_polls < EMPTY_POLLS:
+            self._poll_at = now + BUSY_POLL_SECONDS * 2**self._empty_polls
+            self._empty_polls += 1
+        else:
+            # Ask once more after saying so: a job enqueued before the word was out sent no hint.
+            self.wants_hints = True
+            self._dry = False
+
+    def _call_busy(self) -> None:
+        self.wants_hints = False
+        self._empty_polls = 0

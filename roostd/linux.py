@@ -1,0 +1,68 @@
+"""The few Linux calls that Python does not wrap, and what /proc tells of processes. No policy."""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+_PR_SET_PDEATHSIG = 1  # linux/prctl.h
+_PR_SET_CHILD_SUBREAPER = 36
+
+_libc = ctypes.CDLL(None, use_errno=True)
+
+
+def _prctl(option: int, value: int) -> None:
+    if _libc.prctl(option, value, 0, 0, 0) != 0:
+        errno = ctypes.get_errno()
+        raise OSError(errno, f"prctl({option}, {value}): {os.strerror(errno)}")
+
+
+def die_with_parent(signal_number: int, parent_pid: int) -> bool:
+    """Has the kernel send this process the signal when the parent's forking thread ends.
+
+    Returns False when the parent is gone already: the caller must end itself then.
+    """
+    _prctl(_PR_SET_PDEATHSIG, signal_number)
+    return os.getppid() == parent_pid
+
+
+def adopt_orphans() -> None:
+    """Makes this process the parent of every descendant whose own parent ends (a daemonised grandchild)."""
+    _prctl(_PR_SET_CHILD_SUBREAPER, 1)
+
+
+def children_of(pid: int) -> Iterator[int]:
+    """The pids of a process's direct children, zombies included; none when it is gone."""
+    with contextlib.suppress(FileNotFoundError, ProcessLookupError):
+        for task in Path(f"/proc/{pid}/task").iterdir():
+            with contextlib.suppress(FileNotFoundError, ProcessLookupError):
+                yield from map(int, (task / "children").read_text().split())
+
+
+def descendants_of(pid: int) -> list[int]:
+    """The pids of all processes below `pid`, parents before their children."""
+    found: list[int] = []
+    queue = [pid]
+    while queue:
+        children = [child for child in children_of(queue.pop()) if child not in found]
+        found += children
+        queue += children
+    return found
+
+
+def started_ticks_of(pid: int) -> int | None:
+    """A process's start time in clock ticks since boot (proc(5), stat, field 22); None when there is no such process."""
+    try:
+        stat = Path(f"/proc/{pid}/stat").read_text(errors="replace")
+    except (FileNotFoundError, ProcessLookupError):
+        return None
+    return int(stat.rpartition(")")[2].split()[19])
+
+
+def rss_bytes() -> int:
+    """The resident memory of this process."""
+    with open("/proc/self/statm", "rb") as file:
+        return int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")

@@ -1,0 +1,109 @@
+"""A child as the master sees it: its sockets, its pidfd, and what can be done to it. It decides nothing."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import socket
+from collections.abc import Sequence
+
+from roostd.child.signals import DUMP, SOFT
+from roostd.core.job import ClaimedJob
+from roostd.core.outcome import SoftReason
+from roostd.master.killing import kill_tree
+from roostd.wire.frames import Frame, FrameDecoder
+from roostd.wire.packets import PacketReader, close_all, encode_control, encode_job, lease_of, send_packet
+
+_READ_BYTES = 262_144
+_DUMP_BYTES = 65_536
+
+
+class ChildProcess:
+    """One forked child. `fds` are its ends as template/run.py sends them."""
+
+    def __init__(self, key: int, pid: int, generation: int, pool: str, fds: Sequence[int], max_body_bytes: int) -> None:
+        jobs, jobs_read, outcomes, control, self.dump_fd, self.pidfd = fds
+        self.key = key
+        self.pid = pid
+        self.generation = generation
+        self.pool = pool
+        self.loss: str | None = None  # why it is being killed through no fault of its job
+        self.jobs_run = 0
+        self._jobs = socket.socket(fileno=jobs)
+        self._jobs.setblocking(False)
+        self._jobs_read = socket.socket(fileno=jobs_read)
+        self._jobs_read.setblocking(False)
+        self._taken_back = PacketReader(self._jobs_read)
+        self.outcomes = socket.socket(fileno=outcomes)
+        self.outcomes.setblocking(False)
+        self._decoder = FrameDecoder(max_body_bytes)
+        self._control = socket.socket(fileno=control)
+        self._control.setblocking(False)
+
+    def send(self, jobs: Sequence[ClaimedJob]) -> list[int]:
+        """Hands over jobs in order; returns the leases that its socket had no room for."""
+        for number, job in enumerate(jobs):
+            packet, overflow = encode_job(
+                job.id, job.lease, job.attempt, job.queue.encode(), job.task.encode(), job.args.encode()
+            )
+            try:
+                send_packet(self._jobs, packet, overflow)
+            except (BlockingIOError, OSError):
+                return [left.lease for left in jobs[number:]]
+        return []
+
+    def take_back(self) -> list[int]:
+        """Reads what the child has not read yet; returns the leases. What is left with it, it has started."""
+        leases = []
+        with contextlib.suppress(BlockingIOError):
+            while (received := self._taken_back.read()) is not None:
+                packet, fds = received
+                leases.append(lease_of(packet))
+                close_all(fds)
+        return leases
+
+    def read_outcomes(self) -> tuple[list[Frame], bool]:
+        """The frames that have arrived, and whether more may come. Raises FrameError when they are no frames."""
+        try:
+            data = self.outcomes.recv(_READ_BYTES)
+        except BlockingIOError:
+            return [], True
+        except OSError:
+            return [], False
+        frames = self._decoder.feed(data)
+        self.jobs_run += len(frames)
+        return frames, bool(data)
+
+    def call_off(self, lease: int, reason: SoftReason) -> None:
+        """Tells the child which job is meant and why, and wakes it; its stack is noted first, should it be stuck."""
+        self.request_dump()
+        with contextlib.suppress(OSError):
+            self._control.send(encode_control(reason, lease))
+        self._signal(SOFT)
+
+    def request_dump(self) -> None:
+        """Has the child write its stacks to the dump file."""
+        os.ftruncate(self.dump_fd, 0)
+        self._signal(DUMP)
+
+    def read_dump(self) -> str:
+        """What was written to the dump file last: stacks that were asked for, or those of a fatal signal."""
+        return os.pread(self.dump_fd, _DUMP_BYTES, 0).decode("utf-8", "replace").replace("\x00", "").strip()
+
+    def retire(self) -> None:
+        """Closes the intake: the child ends when it has read all that is in it."""
+        with contextlib.suppress(OSError):
+            self._jobs.shutdown(socket.SHUT_WR)
+
+    def kill(self) -> None:
+        kill_tree(self.pid)
+
+    def close(self) -> None:
+        for sock in (self._jobs, self._jobs_read, self.outcomes, self._control):
+            sock.close()
+        close_all([self.dump_fd, self.pidfd])
+
+    def _signal(self, number: int) -> None:
+        with contextlib.suppress(ProcessLookupError):
+            signal.pidfd_send_signal(self.pidfd, number)

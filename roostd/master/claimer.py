@@ -1,0 +1,179 @@
+"""Asks the database for jobs when a pool has room, makes due jobs ready, and lets go of claims that nobody knows of.
+
+When to ask is decided in core/demand.py, for how many in core/pool.py.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from dataclasses import dataclass
+from uuid import UUID
+
+import structlog
+from psycopg import AsyncConnection
+
+from roostd.config import PoolConfig
+from roostd.core.demand import Demand
+from roostd.core.job import ClaimedJob
+from roostd.core.pool import Pool
+from roostd.master.database import DatabaseGone, Link
+from roostd.store import statements
+
+_log = structlog.get_logger()
+
+
+@dataclass(slots=True)
+class PoolRun:
+    """A pool with its settings and its view of what the database holds for it."""
+
+    config: PoolConfig
+    pool: Pool
+    demand: Demand
+
+
+class Claimer:
+    def __init__(
+        self,
+        link: Link,
+        *,
+        pools: dict[str, PoolRun],
+        worker_id: Callable[[], UUID],
+        poll_interval: float,
+        retry_seconds: float,
+        on_claimed: Callable[[PoolRun, list[ClaimedJob]], None],
+        on_unknown_claims: Callable[[list[tuple[int, int]]], None],
+    ) -> None:
+        self.database_up = False
+        self.stopped = False
+        self._link = link
+        self._pools = pools
+        self._worker_id = worker_id
+        self._poll_interval = poll_interval
+        self._retry_seconds = retry_seconds
+        self._on_claimed = on_claimed
+        self._on_unknown_claims = on_unknown_claims
+        self._loop = asyncio.get_running_loop()
+        self._wake = asyncio.Event()
+        self._promote_at = 0.0
+        self._idle_said: tuple[UUID, int, frozenset[str]] | None = None
+        self._check_claims = False
+
+    def wake(self) -> None:
+        """Room was made, or a hint came."""
+        self._wake.set()
+
+    def stop(self) -> None:
+        """No claim is made after this, and one that is under way is let go of again."""
+        self.stopped = True
+        self._wake.set()
+
+    def check_claims(self) -> None:
+        """Has the claims that the database holds for this worker compared with what is known here."""
+        self._check_claims = True
+        self._wake.set()
+
+    async def run(self) -> None:
+        while not self.stopped:
+            await self._wait()
+            if self.stopped:
+                return
+            try:
+                await self._step()
+                if not self.database_up:
+                    self.database_up = True
+                    _log.info("db.connected", purpose=self._link.purpose)
+            except DatabaseGone as error:
+                self.database_up = False
+                self._check_claims = True  # an answer may have been lost, and with it jobs that are ours
+                _log.warning("db.gone", purpose=self._link.purpose, error=str(error))
+                await self._sleep(self._retry_seconds)
+
+    async def drain(self) -> int:
+        """Claims until nothing is left that may run now; waits for what was claimed. Raises DatabaseGone."""
+        claimed = 0
+        while not self.stopped:
+            promoted, _ = await self._link.run(statements.promote)
+            got = 0
+            for run in self._pools.values():
+                if limit := run.pool.demand():
+                    got += await self._claim(run, limit)
+            claimed += got
+            busy = any(run.pool.is_busy for run in self._pools.values())
+            if not (promoted or got or busy):
+                return claimed
+            if not (promoted or got):
+                await self._sleep(self._poll_interval)
+        return claimed
+
+    async def _sleep(self, seconds: float) -> None:
+        self._wake.clear()
+        try:
+            async with asyncio.timeout(seconds):
+                await self._wake.wait()
+        except TimeoutError:
+            return
+
+    async def _wait(self) -> None:
+        """Until a pool wants a claim that may find something, or due jobs are to be made ready."""
+        while not self.stopped and not self._check_claims:
+            self._wake.clear()
+            now = self._loop.time()
+            at = self._promote_at
+            for run in self._pools.values():
+                if run.pool.demand():
+                    at = min(at, run.demand.claim_at())
+            if at <= now:
+                return
+            await self._sleep(at - now)
+
+    async def _step(self) -> None:
+        """One round trip of claims; with the promotion of due jobs, when that is due, in one transaction."""
+        if self._check_claims:
+            self._check_claims = False
+            worker_id = self._worker_id()
+            self._on_unknown_claims(await self._link.run(lambda conn: statements.list_claims(conn, worker_id)))
+        await self._say_idle()
+        now = self._loop.time()
+        if now < self._promote_at:
+            for run in list(self._pools.values()):
+                limit = run.pool.demand()
+                if limit and run.demand.claim_at() <= now:
+                    await self._claim(run, limit)
+            return
+        asked = [(run, limit) for run in list(self._pools.values()) if (limit := run.pool.demand())]
+        worker_id = self._worker_id()
+
+        async def poll(conn: AsyncConnection) -> tuple[int, float | None, list[list[ClaimedJob]]]:
+            async with conn.transaction():
+                promoted, next_in = await statements.promote(conn)
+                return (
+                    promoted,
+                    next_in,
+                    [await statements.claim(conn, worker_id, run.config.queues, limit) for run, limit in asked],
+                )
+
+        promoted, next_in, answers = await self._link.run(poll)
+        self._promote_at = now if promoted >= 1000 else now + min(self._poll_interval, next_in or self._poll_interval)
+        for (run, limit), jobs in zip(asked, answers, strict=True):
+            self._took(run, limit, jobs)
+
+    async def _claim(self, run: PoolRun, limit: int) -> int:
+        worker_id = self._worker_id()
+        jobs = await self._link.run(lambda conn: statements.claim(conn, worker_id, run.config.queues, limit))
+        self._took(run, limit, jobs)
+        return len(jobs)
+
+    def _took(self, run: PoolRun, limit: int, jobs: list[ClaimedJob]) -> None:
+        run.demand.claimed(limit, len(jobs), self._loop.time())
+        if jobs:
+            self._on_claimed(run, jobs)
+
+    async def _say_idle(self) -> None:
+        """Tells enqueuers which queues want hints, when that has changed or may have been lost."""
+        worker_id = self._worker_id()
+        queues = frozenset(q for run in self._pools.values() if run.demand.wants_hints for q in run.config.queues)
+        said = (worker_id, self._link.connects, queues)
+        if said != self._idle_said:
+            await self._link.run(lambda conn: statements.set_idle(conn, worker_id, sorted(queues)))
+            self._idle_said = (worker_id, self._link.connects, queues)

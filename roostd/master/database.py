@@ -1,0 +1,129 @@
+"""A connection that is made again when it is lost, and that never keeps its caller waiting for ever.
+
+The daemon has four: to claim, to write outcomes, for the heartbeat, to listen. Each does one thing at a time, so a
+slow one holds up nothing but itself.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+from collections.abc import Awaitable, Callable
+from typing import LiteralString, TypeVar
+
+import psycopg
+from psycopg import AsyncConnection
+from psycopg.conninfo import conninfo_to_dict, make_conninfo
+
+T = TypeVar("T")
+
+# Noticed within about half a minute by the kernel itself, where the other end can't even say that it is gone.
+_KEEPALIVE = {
+    "connect_timeout": "10",
+    "keepalives_idle": "10",
+    "keepalives_interval": "5",
+    "keepalives_count": "3",
+    "tcp_user_timeout": "20000",
+}
+# The SQLSTATE classes of a statement that its own values broke: data, constraint, syntax or type, program limit.
+_STATEMENT_CLASSES = frozenset({"22", "23", "42", "54"})
+
+
+class DatabaseGone(Exception):
+    """The database can't be used right now; what was asked may or may not have happened."""
+
+
+class Link:
+    """One connection in autocommit, by what it is for."""
+
+    def __init__(
+        self, dsn: str, purpose: str, *, session: LiteralString | None = None, timeout_seconds: float = 30.0
+    ) -> None:
+        self.purpose = purpose
+        self.connects = 0  # how often it was made: a change means that everything bound to the session is gone
+        self._dsn = dsn
+        self._session = session
+        self._timeout_seconds = timeout_seconds
+        self._conn: AsyncConnection | None = None
+        self._lock = asyncio.Lock()
+
+    async def run(self, operation: Callable[[AsyncConnection], Awaitable[T]]) -> T:
+        """The answer of `operation`, on a connection that is made if need be.
+
+        Raises DatabaseGone when the connection fails or no answer comes within the timeout, and psycopg's error where
+        the statement itself is at fault.
+        """
+        async with self._lock:
+            if self._conn is None:
+                self._conn = await self._connect()
+            conn = self._conn
+            try:
+                return await self._bounded(conn, operation)
+            except psycopg.Error as error:
+                if not conn.broken and not conn.closed and (error.sqlstate or "")[:2] in _STATEMENT_CLASSES:
+                    raise
+                await self._drop()
+                raise DatabaseGone(_one_line(error)) from error
+            except (DatabaseGone, OSError) as error:
+                await self._drop()
+                raise DatabaseGone(_one_line(error)) from error
+
+    async def close(self) -> None:
+        async with self._lock:
+            await self._drop()
+
+    async def _connect(self) -> AsyncConnection:
+        try:
+            conn = await AsyncConnection.connect(make_conninfo(self._dsn, **self._defaults()), autocommit=True)
+            try:
+                await conn.execute("SET timezone = 'UTC'")
+                if self._session is not None:
+                    await conn.execute(self._session)
+            except BaseException:
+                await conn.close()
+                raise
+        except (psycopg.Error, OSError) as error:
+            raise DatabaseGone(_one_line(error)) from error
+        self.connects += 1
+        return conn
+
+    def _defaults(self) -> dict[str, str]:
+        given = conninfo_to_dict(self._dsn)
+        # With several hosts in the DSN the one that takes writes is the primary, before a failover and after it.
+        defaults = _KEEPALIVE | {"application_name": f"roostd {self.purpose}", "target_session_attrs": "read-write"}
+        return {key: value for key, value in defaults.items() if key not in given}
+
+    async def _bounded(self, conn: AsyncConnection, operation: Callable[[AsyncConnection], Awaitable[T]]) -> T:
+        task = asyncio.ensure_future(operation(conn))
+        try:
+            done, _ = await asyncio.wait({task}, timeout=self._timeout_seconds)
+        except asyncio.CancelledError:
+            self._hang_up(conn)
+            await asyncio.wait({task}, timeout=1)
+            raise
+        if not done:
+            # Cancelling would ask the server politely and wait for it, which is just what does not answer.
+            self._hang_up(conn)
+            await asyncio.wait({task}, timeout=1)
+            if not task.done() or task.exception() is None:
+                task.cancel()
+            raise DatabaseGone(f"no answer within {self._timeout_seconds:g} s")
+        return task.result()
+
+    def _hang_up(self, conn: AsyncConnection) -> None:
+        """Ends the connection from this side; a wait for the server's answer ends with an error at once."""
+        try:
+            with socket.socket(fileno=socket.dup(conn.fileno())) as sock:
+                sock.shutdown(socket.SHUT_RDWR)
+        except (OSError, psycopg.Error):
+            return  # it is closed already
+
+    async def _drop(self) -> None:
+        conn, self._conn = self._conn, None
+        if conn is not None:
+            self._hang_up(conn)
+            await conn.close()
+
+
+def _one_line(error: BaseException) -> str:
+    return " ".join(str(error).split()) or type(error).__name__

@@ -1,0 +1,987 @@
+"""The master: connects the parts, carries out what core/ decides, and answers signals.
+
+From here a job's path can be followed: `_on_claimed` → `_perform` (hand-over) → `_on_outcomes` or `_bury` (its end) →
+writer. Start and end of the daemon are in `run`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import dataclasses
+import json
+import os
+import signal
+import socket
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+from uuid import uuid4
+
+import psycopg
+import setproctitle
+import structlog
+
+import roost_client
+from roost_client import JobState, SchemaError
+from roost_client.schema import check_steps, run_steps_async
+from roostd import linux
+from roostd.config import Config, PoolConfig
+from roostd.core.demand import Demand
+from roostd.core.generations import Generations
+from roostd.core.identity import Identity, is_dead_predecessor
+from roostd.core.job import ClaimedJob
+from roostd.core.outcome import Ending, Report, Settlement, SoftReason, settle
+from roostd.core.pool import Assign, CallOff, Kill, Pool, ProtocolError, Retire, Settle, TakeBack
+from roostd.master import heart
+from roostd.master.children import ChildProcess
+from roostd.master.claimer import Claimer, PoolRun
+from roostd.master.database import DatabaseGone, Link
+from roostd.master.killing import reap_adopted
+from roostd.master.listener import Listener
+from roostd.master.templates import TemplateProcess, describe_status
+from roostd.master.writer import Writer
+from roostd.sdnotify import Notifier
+from roostd.store import statements
+from roostd.wire.frames import Frame, FrameError, FrameKind
+from roostd.wire.packets import close_all
+
+EXIT_OK = 0
+EXIT_UNAVAILABLE = 69  # sysexits.h: EX_UNAVAILABLE, EX_CONFIG
+EXIT_CONFIG = 78
+
+_STATUS_SECONDS = 0.5  # how long a dead child's exit status may keep its job's outcome waiting
+_RESPAWN_SECONDS = (0.0, 0.1, 0.5, 2.0, 5.0)  # pauses after children that ended without having run a job
+_log = structlog.get_logger()
+
+
+class StartError(Exception):
+    """The daemon can't start; `exit_code` is what to end with."""
+
+    def __init__(self, message: str, exit_code: int) -> None:
+        super().__init__(message)
+        self.exit_code = exit_code
+
+
+class Master:
+    """One worker: `run` it once, in an asyncio loop on the main thread.
+
+    `reload_config` reads the settings again for a reload; it raises ConfigError where they are no good.
+    """
+
+    def __init__(self, config: Config, *, reload_config: Callable[[], Config], keep: Iterable[int] = ()) -> None:
+        self._config = config
+        self._reload_config = reload_config
+        self._keep_pids = set(keep)  # processes of ours that are no templates (the embedded PostgreSQL)
+        self._worker_id = uuid4()
+        self._identity = _identify()
+        self._pools: dict[str, PoolRun] = {}
+        self._children: dict[int, ChildProcess] = {}
+        self._templates: dict[int, TemplateProcess] = {}
+        self._spawning: dict[int, str] = {}  # child key -> pool
+        self._spawn_generation: dict[int, int] = {}
+        self._dying: dict[int, asyncio.TimerHandle] = {}
+        self._next_key = 1
+        self._fruitless = 0  # children in a row that ended without having run a job
+        self._respawn_timer: asyncio.TimerHandle | None = None
+        self._generations = Generations()
+        self._import_timer: asyncio.TimerHandle | None = None
+        self._reload_requests: set[str] = set()
+        self._answered_request: str | None = None
+        self._first_import: asyncio.Future[None] | None = None
+        self._tick_timer: asyncio.TimerHandle | None = None
+        self._tick_at = 0.0
+        self._stopping = False
+        self._quitting = False
+        self._stop = asyncio.Event()
+        self._quit = asyncio.Event()
+        self._all_gone = asyncio.Event()
+        self._up = asyncio.Event()
+        self._notifier = Notifier()
+        self._retry_delay = _retry_strategy(config)
+
+    # -- start and end ------------------------------------------------------------------------------------------
+
+    def request_stop(self) -> None:
+        """Lets running jobs finish for shutdown_timeout, then ends; a second time: at once."""
+        if self._stop.is_set():
+            self._quit.set()
+        self._stop.set()
+
+    async def run(self, *, once: bool = False) -> int:
+        """Runs jobs until stopped, or, with `once`, until none is left that may run now; returns how many ended.
+
+        Raises StartError.
+        """
+        self._loop = asyncio.get_running_loop()
+        setproctitle.setproctitle(f"roostd: master {self._config.worker.name}")
+        linux.adopt_orphans()
+        self._install_signals()
+        dsn = self._config.database.dsn
+        assert dsn is not None, "load() or the embedded server has set it"
+        self._claim_link = Link(dsn, "claim", session=statements.SESSION)
+        self._write_link = Link(dsn, "write", session=statements.SESSION)
+        self._beat_link = Link(dsn, "heartbeat", timeout_seconds=max(1.0, self._config.worker.heartbeat_interval))
+        self._listen_link = Link(dsn, "listen", timeout_seconds=20.0)
+        retry = self._config.database.listen_reconnect_delay
+        self._writer = Writer(
+            self._write_link,
+            error_cap=self._config.worker.error_cap,
+            retry_seconds=retry,
+            decide=self._decide,
+            on_settled=self._on_settled,
+        )
+        self._claimer = Claimer(
+            self._claim_link,
+            pools=self._pools,
+            worker_id=lambda: self._worker_id,
+            poll_interval=self._config.worker.poll_interval,
+            retry_seconds=retry,
+            on_claimed=self._on_claimed,
+            on_unknown_claims=self._on_unknown_claims,
+        )
+        self._heart = heart.Heart(
+            self._beat_link,
+            self._config.worker,
+            worker_id=lambda: self._worker_id,
+            figures=self._figures,
+            on_beat=self._on_beat,
+            on_fence=self._on_fence,
+            on_dead=self._on_dead,
+        )
+        tasks: list[asyncio.Task[Any]] = []
+        try:
+            if not await self._until_stopped(self._start()):
+                return 0
+            tasks += [
+                self._loop.create_task(coroutine)
+                for coroutine in (self._writer.run(), self._heart.run(), self._heart.watch())
+            ]
+            listener = Listener(
+                self._listen_link, reconnect_seconds=retry, on_notice=self._on_notice, on_connect=self._on_listening
+            )
+            if not await self._until_stopped(self._up.wait()):
+                return 0
+            _log.info("worker.ready", worker=str(self._worker_id), **self._counts())
+            self._notifier.ready(self._status())
+            if once:
+                await self._until_stopped(self._drain_once())
+                return self._writer.written
+            tasks += [
+                self._loop.create_task(coroutine)
+                for coroutine in (listener.run(), self._claimer.run(), self._reap_regularly(), self._notify_regularly())
+            ]
+            stopped = self._loop.create_task(self._stop.wait())
+            tasks.append(stopped)
+            done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+            for task in done - {stopped}:
+                # A part that ends by itself is broken, and a worker that limps is worse than one that starts anew.
+                task.result()
+                raise RuntimeError(f"{task} has ended by itself")
+            return self._writer.written
+        finally:
+            await self._shut_down()
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+            for link in (self._claim_link, self._write_link, self._beat_link, self._listen_link):
+                await link.close()
+            _log.info("worker.stopped", worker=str(self._worker_id), jobs=self._writer.written)
+
+    async def _start(self) -> None:
+        """Database, registration, handlers, children: each before the next."""
+        await self._reach_database()
+        await self._register()
+        await self._free_predecessors()
+        self._set_up_pools(self._config)
+        self._first_import = self._loop.create_future()
+        self._begin_generation(self._config)
+        await self._first_import
+        self._spawn_missing()
+
+    async def _reach_database(self) -> None:
+        settings = self._config.database
+        delay = settings.startup_retry_delay
+        for attempt in range(1, settings.startup_max_retries + 1):
+            try:
+                await self._claim_link.run(lambda conn: run_steps_async(conn, check_steps()))
+                return
+            except SchemaError as error:
+                raise StartError(str(error), EXIT_CONFIG) from error
+            except psycopg.Error as error:
+                raise StartError(f"cannot use the database: {error}", EXIT_UNAVAILABLE) from error
+            except DatabaseGone as error:
+                _log.warning("db.unreachable", attempt=attempt, of=settings.startup_max_retries, error=str(error))
+                if attempt == settings.startup_max_retries:
+                    raise StartError(
+                        f"cannot reach the database after {attempt} attempts: {error}", EXIT_UNAVAILABLE
+                    ) from error
+            await asyncio.sleep(min(delay, 30.0))
+            delay = min(delay * 1.5, 30.0)
+
+    async def _register(self) -> None:
+        pools = self._config.pools
+        await self._beat_link.run(
+            lambda conn: statements.register_worker(
+                conn,
+                self._worker_id,
+                name=self._config.worker.name,
+                hostname=self._identity.hostname,
+                pid=self._identity.pid,
+                queues=[queue for pool in pools for queue in pool.queues],
+                concurrency=sum(pool.concurrency for pool in pools),
+                metadata=self._metadata(),
+            )
+        )
+
+    async def _free_predecessors(self) -> None:
+        """Frees at once what a master on this host held that is certainly dead."""
+        rows = await self._beat_link.run(lambda conn: statements.list_workers_of_host(conn, self._identity.hostname))
+        dead = [
+            row_id
+            for row_id, _, metadata in rows
+            if row_id != self._worker_id and is_dead_predecessor(metadata, self._identity, linux.started_ticks_of)
+        ]
+        if not dead:
+            return
+        await self._beat_link.run(lambda conn: statements.remove_workers(conn, dead))
+        freed = await heart.rescue(
+            self._beat_link, self._config.worker.error_cap, "the worker that ran it died; its successor freed the job"
+        )
+        _log.warning("worker.predecessor_freed", workers=[str(row_id) for row_id in dead], jobs=freed)
+
+    async def _until_stopped(self, work: Any) -> bool:
+        """Waits for `work` or a stop, whichever is first; returns whether the work was done."""
+        task = asyncio.ensure_future(work)
+        stop = asyncio.ensure_future(self._stop.wait())
+        try:
+            await asyncio.wait({task, stop}, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            stop.cancel()
+        if task.done():
+            task.result()
+            return True
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+        return False
+
+    async def _drain_once(self) -> None:
+        while True:
+            try:
+                await self._claimer.drain()
+                break
+            except DatabaseGone as error:
+                _log.warning("db.gone", error=str(error))
+                await asyncio.sleep(self._config.database.listen_reconnect_delay)
+        await self._writer.wait_empty()
+
+    async def _shut_down(self) -> None:
+        """Stops claiming, lets jobs finish for shutdown_timeout, interrupts, kills, writes, and takes its row away."""
+        self._stopping = True
+        self._notifier.stopping()
+        settings = self._config.worker
+        self._claimer.stop()
+        if self._import_timer:
+            self._import_timer.cancel()
+        _log.info("worker.draining", **self._counts())
+        for run in self._pools.values():
+            run.pool.drain()
+            self._perform(run)
+        self._check_all_gone()
+        if not await self._wait_gone(settings.shutdown_timeout):
+            for run in self._pools.values():
+                if self._quit.is_set():
+                    run.pool.kill_all()
+                else:
+                    run.pool.interrupt(self._loop.time())
+                self._perform(run)
+            if not await self._wait_gone(settings.kill_grace + 0.5):
+                for run in self._pools.values():
+                    run.pool.kill_all()
+                    self._perform(run)
+                await self._wait_gone(10.0, interruptible=False)
+        for template in list(self._templates.values()):
+            self._drop_template(template)
+        reap_adopted(self._keep_pids)
+        await self._write_the_rest()
+
+    async def _wait_gone(self, seconds: float, *, interruptible: bool = True) -> bool:
+        """Whether all children are gone within `seconds`; a quit ends the wait."""
+        deadline = self._loop.time() + seconds
+        quit_wait = self._loop.create_task(self._quit.wait())
+        gone_wait = self._loop.create_task(self._all_gone.wait())
+        waits = {gone_wait, quit_wait} if interruptible else {gone_wait}
+        try:
+            while not self._all_gone.is_set() and (left := deadline - self._loop.time()) > 0:
+                # systemd counts from the last word that it hears.
+                self._notifier.extend_timeout(15)
+                self._notifier.status(self._status())
+                await asyncio.wait(waits, timeout=min(left, 5.0), return_when=asyncio.FIRST_COMPLETED)
+                if interruptible and self._quit.is_set():
+                    break
+        finally:
+            quit_wait.cancel()
+            gone_wait.cancel()
+        return self._all_gone.is_set()
+
+    async def _write_the_rest(self) -> None:
+        """Writes what is left, for as long as somebody may be expected to wait for it."""
+        writer = self._loop.create_task(self._writer.run())
+        try:
+            async with asyncio.timeout(10.0):
+                await self._writer.wait_empty()
+                await self._beat_link.run(lambda conn: statements.remove_workers(conn, [self._worker_id]))
+                # What was claimed by a statement whose answer nobody waited for.
+                await heart.rescue(self._beat_link, self._config.worker.error_cap, "the worker was stopped")
+                await self._beat_link.run(statements.remove_idle)
+        except (TimeoutError, DatabaseGone, psycopg.Error) as error:
+            _log.error("outcomes.unwritten", pending=self._writer.pending, error=str(error) or type(error).__name__)
+        finally:
+            writer.cancel()
+            await asyncio.gather(writer, return_exceptions=True)
+
+    # -- signals ------------------------------------------------------------------------------------------------
+
+    def _install_signals(self) -> None:
+        meanings: dict[signal.Signals, tuple[str, Callable[[], None]]] = {
+            signal.SIGTERM: ("stop when the running jobs are done", self._stop.set),
+            signal.SIGINT: ("stop when the running jobs are done; again: stop at once", self.request_stop),
+            signal.SIGQUIT: ("stop at once", self._stop_at_once),
+            signal.SIGHUP: ("reload", self.request_reload),
+            signal.SIGUSR1: ("dump the stacks of all children", self._dump_stacks),
+            signal.SIGTTIN: ("one child more", lambda: self._resize_first_pool(+1)),
+            signal.SIGTTOU: ("one child fewer", lambda: self._resize_first_pool(-1)),
+        }
+        for number, (meaning, action) in meanings.items():
+            self._loop.add_signal_handler(number, self._on_signal, number, meaning, action)
+        self._loop.add_signal_handler(signal.SIGCHLD, self._reap)
+
+    def _on_signal(self, number: signal.Signals, meaning: str, action: Callable[[], None]) -> None:
+        _log.info("signal.received", signal=number.name, meaning=meaning)
+        action()
+
+    def _stop_at_once(self) -> None:
+        self._stop.set()
+        self._quit.set()
+
+    def _resize_first_pool(self, change: int) -> None:
+        run = next(iter(self._pools.values()), None)
+        if run is None or self._stopping:
+            return
+        run.pool.resize(max(1, run.pool.size + change))
+        _log.info("pool.resized", pool=run.config.name, children=run.pool.size)
+        self._perform(run)
+        self._spawn_missing()
+
+    def _dump_stacks(self) -> None:
+        children = list(self._children.values())
+        for child in children:
+            child.request_dump()
+        self._loop.call_later(0.3, self._log_dumps, children)
+
+    def _log_dumps(self, children: list[ChildProcess]) -> None:
+        for child in children:
+            if child.key in self._children:
+                _log.info("child.stack", pid=child.pid, pool=child.pool, stack=child.read_dump())
+
+    # -- generations --------------------------------------------------------------------------------------------
+
+    def request_reload(self) -> None:
+        """Reads settings and handlers anew; if they are no good, everything goes on as it is."""
+        if self._stopping or self._first_import is None or not self._first_import.done():
+            return
+        self._reload()
+
+    def _reload(self) -> None:
+        if self._generations.candidate is not None:
+            self._generations.request()
+            _log.info("reload.queued", behind=self._generations.candidate)
+            return
+        self._notifier.reloading()
+        try:
+            config = self._reload_config()
+        except Exception as error:
+            # Whatever is wrong with the files, the daemon that runs must not suffer from it.
+            self._end_reload(f"cannot use the settings: {error}")
+            return
+        if config.database.dsn != self._config.database.dsn:
+            _log.warning("reload.needs_restart", key="database", reason="connections are made once")
+        self._begin_generation(config)
+
+    def _begin_generation(self, config: Config) -> None:
+        generation = self._generations.request()
+        if generation is None:
+            return
+        try:
+            template = TemplateProcess(generation, config)
+        except OSError as error:
+            self._fail_generation(generation, f"cannot start the template process: {error}")
+            return
+        self._templates[generation] = template
+        self._loop.add_reader(template.fileno(), template.read, self._on_template)
+        self._import_timer = self._loop.call_later(config.handlers.import_timeout, self._on_import_timeout, template)
+        _log.info("generation.starting", generation=generation, pid=template.pid)
+
+    def _on_import_timeout(self, template: TemplateProcess) -> None:
+        seconds = template.config.handlers.import_timeout
+        self._fail_generation(
+            template.generation, f"importing the handlers took more than import_timeout ({seconds:g} s)"
+        )
+
+    def _on_template(self, template: TemplateProcess, message: dict[str, Any], fds: list[int]) -> None:
+        match message["op"]:
+            case "ready":
+                self._on_imported(template, message)
+            case "failed":
+                _log.error("handlers.broken", generation=template.generation, trace=message["trace"])
+                self._fail_generation(template.generation, f"cannot import the handlers: {message['error']}")
+            case "forked":
+                self._on_forked(template, message["key"], message["pid"], fds)
+            case "refused":
+                self._on_refused(message["key"], message["error"])
+            case "exited":
+                self._on_exit_status(message["key"], message["status"])
+            case "gone":
+                self._on_template_gone(template)
+            case other:
+                _log.error("template.unknown_message", op=other)
+
+    def _on_imported(self, template: TemplateProcess, message: dict[str, Any]) -> None:
+        template.ready = True
+        if not self._generations.ready(template.generation):
+            return
+        if self._import_timer:
+            self._import_timer.cancel()
+        for warning in message["warnings"]:
+            _log.warning("handlers.warning", warning=warning)
+        self._config = dataclasses.replace(template.config, database=self._config.database)
+        self._retry_delay = _retry_strategy(self._config)
+        self._set_up_pools(self._config)
+        for run in self._pools.values():
+            run.pool.retire_older_than(template.generation)
+            self._perform(run)
+        self._fruitless = 0
+        self._spawn_missing()
+        self._drop_unused_templates()
+        _log.info("generation.ready", generation=template.generation, tasks=len(message["tasks"]))
+        if self._first_import is not None and not self._first_import.done():
+            self._first_import.set_result(None)
+        else:
+            self._end_reload(None)
+
+    def _fail_generation(self, generation: int, reason: str) -> None:
+        template = self._templates.get(generation)
+        was_candidate = self._generations.failed(generation)
+        if template is not None:
+            self._drop_template(template)
+        if not was_candidate:
+            return
+        if self._import_timer:
+            self._import_timer.cancel()
+        if self._first_import is not None and not self._first_import.done():
+            self._first_import.set_exception(StartError(reason, EXIT_CONFIG))
+        else:
+            self._end_reload(reason)
+
+    def _end_reload(self, error: str | None) -> None:
+        """Gives the verdict to the log, systemd and whoever asked; follows up what was asked meanwhile."""
+        generation = self._generations.current
+        if error is None:
+            _log.info("reload.done", generation=generation)
+        else:
+            _log.error("reload.failed", error=error, still=generation)
+        self._notifier.ready(self._status())
+        requests, self._reload_requests = self._reload_requests, set()
+        for request in requests:
+            verdict = {"request": request, "ok": error is None, "error": error or "", "generation": generation}
+            self._loop.create_task(self._answer_reload(verdict))
+        if self._generations.wants_another() and not self._stopping:
+            self._reload()
+        elif self._generations.current not in self._templates and not self._stopping:
+            self._loop.call_later(5.0, self.request_reload)
+
+    async def _answer_reload(self, verdict: dict[str, Any]) -> None:
+        try:
+            await self._beat_link.run(lambda conn: statements.answer_reload(conn, self._worker_id, verdict))
+        except (DatabaseGone, psycopg.Error) as error:
+            _log.warning("reload.unanswered", request=verdict["request"], error=str(error))
+
+    def _on_template_gone(self, template: TemplateProcess) -> None:
+        """A template that ends takes its children with it; their jobs are not to blame."""
+        how = template.describe_exit()
+        for child in self._children.values():
+            if child.generation == template.generation:
+                child.loss = child.loss or f"the process that its child was forked from {how}"
+        for key, pool in list(self._spawning.items()):
+            if self._generation_of_spawn(key) == template.generation:
+                self._spawning.pop(key)
+                self._pools[pool].pool.starting -= 1
+        was_current = template.generation == self._generations.current
+        self._drop_template(template)
+        for key in [key for key in self._dying if self._children[key].generation == template.generation]:
+            self._bury(key, None)
+        if self._generations.candidate == template.generation:
+            self._fail_generation(template.generation, f"the process that imports the handlers {how}")
+        elif was_current and not self._stopping:
+            _log.error("template.died", generation=template.generation, how=how)
+            if self._generations.candidate is None:
+                self._begin_generation(self._config)
+
+    def _generation_of_spawn(self, key: int) -> int:
+        return self._spawn_generation.get(key, 0)
+
+    def _drop_template(self, template: TemplateProcess) -> None:
+        if self._templates.pop(template.generation, None) is not None:
+            self._loop.remove_reader(template.fileno())
+            template.close()
+
+    def _drop_unused_templates(self) -> None:
+        in_use = {child.generation for child in self._children.values()}
+        in_use |= {self._generation_of_spawn(key) for key in self._spawning}
+        in_use |= {self._generations.current, self._generations.candidate or 0}
+        for template in [t for t in self._templates.values() if t.generation not in in_use]:
+            self._drop_template(template)
+
+    # -- pools and children -------------------------------------------------------------------------------------
+
+    def _set_up_pools(self, config: Config) -> None:
+        """Makes the pools those of `config`; one that is no longer there ends when its children have."""
+        settings = config.worker
+        wanted = {pool.name: pool for pool in config.pools}
+        for name, pool_config in wanted.items():
+            run = self._pools.get(name)
+            if run is None:
+                pool = Pool(size=pool_config.concurrency, kill_grace=settings.kill_grace, prefetch=settings.prefetch)
+                self._pools[name] = PoolRun(pool_config, pool, Demand(settings.poll_interval))
+                continue
+            run.config = pool_config
+            run.pool.kill_grace, run.pool.prefetch = settings.kill_grace, settings.prefetch
+            run.pool.draining = False
+            run.pool.resize(pool_config.concurrency)
+            run.demand.hinted(self._loop.time())
+            self._perform(run)
+        for name in self._pools.keys() - wanted.keys():
+            self._pools[name].pool.drain()
+            self._perform(self._pools[name])
+        self._forget_empty_pools(config)
+
+    def _forget_empty_pools(self, config: Config) -> None:
+        wanted = {pool.name for pool in config.pools}
+        for name in [n for n, run in self._pools.items() if n not in wanted]:
+            if not self._pools[name].pool.children and not self._pools[name].pool.starting:
+                del self._pools[name]
+
+    def _spawn_missing(self) -> None:
+        template = self._templates.get(self._generations.current)
+        if template is None or not template.ready or self._respawn_timer is not None:
+            return
+        for run in self._pools.values():
+            for _ in range(run.pool.missing_children()):
+                key, self._next_key = self._next_key, self._next_key + 1
+                run.pool.starting += 1
+                self._spawning[key] = run.config.name
+                self._spawn_generation[key] = template.generation
+                template.fork(key, self._child_settings(run.config))
+
+    def _child_settings(self, pool: PoolConfig) -> dict[str, Any]:
+        return {
+            "max_result_bytes": self._config.worker.max_result_bytes,
+            "max_jobs_per_child": pool.max_jobs_per_child,
+            "max_rss_bytes": pool.max_rss_bytes,
+            "memory_limit_bytes": pool.memory_limit_bytes,
+        }
+
+    def _on_forked(self, template: TemplateProcess, key: int, pid: int, fds: list[int]) -> None:
+        pool_name = self._spawning.pop(key, None)
+        self._spawn_generation.pop(key, None)
+        if pool_name is None:
+            close_all(fds)
+            return
+        run = self._pools[pool_name]
+        # Above what a result may take there is still the frame of an error with its traceback.
+        cap = max(self._config.worker.max_result_bytes, template.config.worker.max_result_bytes, 262_144)
+        child = ChildProcess(key, pid, template.generation, pool_name, fds, cap)
+        self._children[key] = child
+        self._loop.add_reader(child.outcomes.fileno(), self._on_outcomes, child)
+        self._loop.add_reader(child.pidfd, self._on_child_dead, child)
+        _log.debug("child.started", pid=pid, pool=pool_name, generation=template.generation)
+        run.pool.child_started(key, template.generation, self._loop.time())
+        if template.generation < self._generations.current:
+            run.pool.retire(key)
+        self._perform(run)
+        self._claimer.wake()
+        if not self._up.is_set() and not any(
+            r.pool.missing_children() or r.pool.starting for r in self._pools.values()
+        ):
+            self._up.set()
+
+    def _on_refused(self, key: int, error: str) -> None:
+        pool_name = self._spawning.pop(key, None)
+        self._spawn_generation.pop(key, None)
+        _log.error("child.refused", pool=pool_name, error=error)
+        if pool_name is not None:
+            self._pools[pool_name].pool.starting -= 1
+            self._respawn_later()
+
+    def _respawn_later(self) -> None:
+        """Starts what is missing, after a pause that grows while children end without having run anything."""
+        self._fruitless = min(self._fruitless + 1, len(_RESPAWN_SECONDS) - 1)
+        if self._respawn_timer is None:
+            self._respawn_timer = self._loop.call_later(_RESPAWN_SECONDS[self._fruitless], self._respawn)
+
+    def _respawn(self) -> None:
+        self._respawn_timer = None
+        self._spawn_missing()
+
+    def _on_child_dead(self, child: ChildProcess) -> None:
+        """The kernel says that it is gone; how it ended the template knows, if it is there to tell."""
+        self._loop.remove_reader(child.pidfd)
+        if child.generation not in self._templates:
+            self._bury(child.key, None)
+        else:
+            self._dying[child.key] = self._loop.call_later(_STATUS_SECONDS, self._bury, child.key, None)
+
+    def _on_exit_status(self, key: int, status: int) -> None:
+        if key in self._children:
+            self._bury(key, status)
+
+    def _bury(self, key: int, status: int | None) -> None:
+        """Takes in the last words of a dead child, settles the job it died under, and replaces it."""
+        timer = self._dying.pop(key, None)
+        if timer is not None:
+            timer.cancel()
+        child = self._children.get(key)
+        if child is None:
+            return
+        run = self._pools[child.pool]
+        while self._read_outcomes(child, run):
+            pass
+        run.pool.took_back(key, child.take_back(), self._loop.time())
+        self._perform(run)
+        how = "vanished" if status is None else describe_status(status)
+        dump = child.read_dump()
+        ended = run.pool.child_died(key, self._loop.time())
+        for job, reason in ended:
+            self._settle(job, _report_of_death(job, child, reason, how, dump))
+        log = _log.warning if ended else _log.debug
+        log("child.exited", pid=child.pid, pool=child.pool, how=how, jobs=child.jobs_run, loss=child.loss)
+        del self._children[key]
+        self._loop.remove_reader(child.pidfd)
+        self._loop.remove_reader(child.outcomes.fileno())
+        child.close()
+        self._reap()
+        self._perform(run)
+        self._after_outcomes(run)
+        if child.jobs_run or ended:
+            self._fruitless = 0
+            self._spawn_missing()
+        elif not self._stopping and run.pool.missing_children():
+            self._respawn_later()
+        self._forget_empty_pools(self._config)
+        self._drop_unused_templates()
+        self._check_all_gone()
+
+    def _check_all_gone(self) -> None:
+        if self._stopping and not self._children and not self._spawning:
+            self._all_gone.set()
+
+    def _reap(self) -> None:
+        adopted = reap_adopted(self._keep_pids | {template.pid for template in self._templates.values()})
+        if adopted:
+            _log.info("orphan.killed", pids=adopted)
+
+    # -- jobs ---------------------------------------------------------------------------------------------------
+
+    def _on_claimed(self, run: PoolRun, jobs: list[ClaimedJob]) -> None:
+        run.pool.claimed(jobs, self._loop.time())
+        self._perform(run)
+        self._arm_tick()
+
+    def _on_outcomes(self, child: ChildProcess) -> None:
+        run = self._pools[child.pool]
+        self._read_outcomes(child, run)
+        self._after_outcomes(run)
+
+    def _read_outcomes(self, child: ChildProcess, run: PoolRun) -> bool:
+        """Takes in what a child reported; returns whether there may be more."""
+        try:
+            frames, more = child.read_outcomes()
+            if not more:
+                self._loop.remove_reader(child.outcomes.fileno())
+            jobs = run.pool.ended(child.key, [frame.lease for frame in frames], self._loop.time())
+        except (FrameError, ProtocolError) as error:
+            _log.error("child.unintelligible", pid=child.pid, error=str(error))
+            self._loop.remove_reader(child.outcomes.fileno())
+            child.kill()
+            return False
+        for job, frame in zip(jobs, frames, strict=True):
+            self._end(job, frame)
+        self._perform(run)
+        return more and bool(frames)
+
+    def _end(self, job: ClaimedJob, frame: Frame) -> None:
+        if frame.kind is FrameKind.COMPLETED:
+            self._writer.complete(job, frame.body.decode() if frame.body else None)
+            return
+        try:
+            body = json.loads(frame.body)
+            report = _report_of_frame(frame.kind, body)
+        except (ValueError, TypeError, KeyError) as error:
+            report = Report(Ending.FAILED, f"WorkerCrash: its child sent an outcome that can't be read: {error}")
+        self._settle(job, report)
+
+    def _after_outcomes(self, run: PoolRun) -> None:
+        self._writer.flush_within(run.pool.flush_delay())
+        self._claimer.wake()
+        self._arm_tick()
+
+    def _settle(self, job: ClaimedJob, report: Report) -> None:
+        self._writer.settle(self._decide(job, report))
+        if report.ending is not Ending.RELEASED:
+            _log.info(
+                "job.ended",
+                job_id=job.id,
+                lease=job.lease,
+                attempt=job.attempt,
+                queue=job.queue,
+                task=job.task,
+                ending=report.ending.value,
+                error=report.error or None,
+            )
+
+    def _decide(self, job: ClaimedJob, report: Report) -> Settlement:
+        return settle(job, report, retry_delay=self._retry_delay, max_crashes=self._config.worker.max_crashes)
+
+    def _on_settled(self, settlement: Settlement, state: JobState) -> None:
+        if state is JobState.DISCARDED:
+            _log.warning("job.discarded", job_id=settlement.job_id)
+
+    def _perform(self, run: PoolRun) -> None:
+        """Carries out what the pool decided, and what follows from that."""
+        pool = run.pool
+        settled = False
+        while pool.actions:
+            actions, pool.actions = pool.actions, []
+            for action in actions:
+                if isinstance(action, Settle):
+                    self._settle(action.job, action.report)
+                    settled = True
+                    continue
+                child = self._children.get(action.child)
+                if child is None or action.child not in pool.children:
+                    continue
+                match action:
+                    case Assign(key, jobs):
+                        unsent = child.send(jobs)
+                        if unsent:
+                            pool.unsent(key, unsent, self._loop.time())
+                    case TakeBack(key):
+                        pool.took_back(key, child.take_back(), self._loop.time())
+                    case CallOff(_, lease, reason):
+                        child.call_off(lease, reason)
+                        _log.info("job.called_off", lease=lease, reason=reason.name.lower(), pid=child.pid)
+                    case Kill():
+                        child.kill()
+                    case Retire():
+                        child.retire()
+        if settled:
+            self._writer.flush_within(pool.flush_delay())
+
+    def _arm_tick(self) -> None:
+        """Has `_tick` called when time alone brings something about."""
+        at = min((t for run in self._pools.values() if (t := run.pool.next_tick()) is not None), default=None)
+        if at is None or (self._tick_timer is not None and self._tick_at <= at):
+            return
+        if self._tick_timer is not None:
+            self._tick_timer.cancel()
+        self._tick_at = at
+        self._tick_timer = self._loop.call_at(at, self._tick)
+
+    def _tick(self) -> None:
+        self._tick_timer = None
+        for run in list(self._pools.values()):
+            # What has been reported already is not late, however late it is read.
+            for key in [key for key, child in run.pool.children.items() if child.assigned]:
+                while key in run.pool.children and self._read_outcomes(self._children[key], run):
+                    pass
+            run.pool.tick(self._loop.time())
+            self._perform(run)
+            self._writer.flush_within(run.pool.flush_delay())
+        self._claimer.wake()
+        self._arm_tick()
+
+    # -- what others say ----------------------------------------------------------------------------------------
+
+    def _on_notice(self, channel: str, payload: str) -> None:
+        match channel:
+            case "roost_inserted":
+                for run in self._pools.values():
+                    if payload in run.config.queues:
+                        run.demand.hinted(self._loop.time())
+                        self._claimer.wake()
+            case "roost_cancel_requested":
+                with contextlib.suppress(ValueError):  # anyone may send anything
+                    self._cancel(int(payload))
+            case "roost_queue_changed" | "roost_reload":
+                self._heart.beat_now()
+
+    def _on_listening(self) -> None:
+        """Notifications may have been missed."""
+        for run in self._pools.values():
+            run.demand.hinted(self._loop.time())
+        self._claimer.wake()
+        self._heart.beat_now()
+
+    def _on_beat(self, beat: statements.Beat) -> None:
+        for run in self._pools.values():
+            resumed = run.pool.paused - beat.paused
+            run.pool.pause(beat.paused)
+            self._perform(run)
+            if resumed & set(run.config.queues):
+                run.demand.hinted(self._loop.time())
+                self._claimer.wake()
+        for job_id in beat.cancelled_jobs:
+            self._cancel(job_id)
+        request = None if beat.reload_request is None else str(beat.reload_request)
+        if request is not None and request != self._answered_request and not self._stopping:
+            self._answered_request = request
+            _log.info("reload.requested", request=request)
+            self._reload_requests.add(request)
+            self.request_reload()
+
+    def _cancel(self, job_id: int) -> None:
+        for run in self._pools.values():
+            if run.pool.cancel(job_id, self._loop.time()):
+                self._perform(run)
+                self._arm_tick()
+
+    def _on_unknown_claims(self, claims: list[tuple[int, int]]) -> None:
+        """Lets go of jobs that were claimed by a statement whose answer was lost."""
+        known = self._writer.pending_leases()
+        known.update(job.lease for run in self._pools.values() for job in run.pool.held_jobs())
+        unknown = [(job_id, lease) for job_id, lease in claims if lease not in known]
+        for job_id, lease in unknown:
+            self._writer.settle(Settlement(job_id, lease, None, 0.0, None, False, False))
+        if unknown:
+            _log.warning("claims.released", jobs=len(unknown), reason="their claim's answer was lost")
+            self._writer.flush_within(0)
+
+    def _on_fence(self) -> None:
+        """The others may soon take our jobs: no child of ours may go on running them."""
+        for child in self._children.values():
+            child.loss = child.loss or "its worker lost the database and killed its own children"
+        for run in self._pools.values():
+            run.pool.kill_all()
+            self._perform(run)
+
+    async def _on_dead(self) -> None:
+        """The others have taken our jobs: start afresh. What is reported under the old leases changes nothing."""
+        _log.error("worker.was_declared_dead", worker=str(self._worker_id))
+        self._on_fence()
+        self._worker_id = uuid4()
+        await self._register()
+        _log.info("worker.registered", worker=str(self._worker_id))
+
+    # -- regularly ----------------------------------------------------------------------------------------------
+
+    async def _reap_regularly(self) -> None:
+        while True:
+            await asyncio.sleep(self._config.worker.orphan_reaper_interval)
+            try:
+                await heart.reap(self._claim_link, self._config.worker)
+                self._claimer.check_claims()
+            except DatabaseGone as error:
+                _log.warning("reaper.failed", error=str(error))
+
+    async def _notify_regularly(self) -> None:
+        interval = self._notifier.watchdog_interval_seconds or 10.0
+        while True:
+            self._notifier.watchdog()
+            self._notifier.status(self._status())
+            await asyncio.sleep(min(interval, 10.0))
+
+    # -- figures ------------------------------------------------------------------------------------------------
+
+    def _counts(self) -> dict[str, int]:
+        return {
+            "children": len(self._children),
+            "running": sum(1 for run in self._pools.values() for c in run.pool.children.values() if c.assigned),
+            "written": self._writer.written,
+            "unwritten": self._writer.pending,
+        }
+
+    def _status(self) -> str:
+        state = "draining" if self._stopping else "running"
+        return f"{state}: " + ", ".join(f"{name} {number}" for name, number in self._counts().items())
+
+    def _metadata(self) -> dict[str, Any]:
+        return {
+            "identity": self._identity.as_json(),
+            "generation": self._generations.current,
+            "version": roost_client.__version__ if hasattr(roost_client, "__version__") else "",
+        }
+
+    def _figures(self) -> dict[str, Any]:
+        runs = self._pools.values()
+        return {
+            "inflight": sum(len(run.pool.held_jobs()) for run in runs),
+            "queues": [queue for run in runs if not run.pool.draining for queue in run.config.queues],
+            "concurrency": sum(run.pool.size for run in runs),
+            "metadata": self._metadata() | {"state": "draining" if self._stopping else "running", **self._counts()},
+        }
+
+
+def _report_of_frame(kind: FrameKind, body: dict[str, Any]) -> Report:
+    match kind:
+        case FrameKind.SNOOZED:
+            return Report(Ending.SNOOZED, seconds=float(body["seconds"]))
+        case FrameKind.INTERRUPTED:
+            return Report(Ending.RELEASED)
+        case FrameKind.TIMED_OUT:
+            ending = Ending.TIMED_OUT
+        case FrameKind.CANCELLED:
+            ending = Ending.CANCELLED
+        case _:
+            ending = Ending.FAILED
+    return Report(ending, str(body["error"]), str(body["trace"]))
+
+
+def _report_of_death(job: ClaimedJob, child: ChildProcess, reason: SoftReason | None, how: str, dump: str) -> Report:
+    """What a child's death means for the job it was running."""
+    if child.loss is not None:
+        return Report(Ending.LOST, f"WorkerCrash: {child.loss}")
+    match reason:
+        case SoftReason.TIMEOUT:
+            error = f"TimeoutError: overran timeout_seconds ({job.timeout_seconds}), did not stop, and was killed"
+            return Report(Ending.TIMED_OUT, error, dump)
+        case SoftReason.CANCEL:
+            return Report(Ending.CANCELLED, "JobCancelled: did not stop when cancelled, and was killed", dump)
+        case SoftReason.SHUTDOWN:
+            return Report(Ending.RELEASED)
+        case _:
+            return Report(Ending.CRASHED, f"WorkerCrash: its process (pid {child.pid}) {how}", dump)
+
+
+def _retry_strategy(config: Config) -> Callable[[int], float]:
+    policy = config.worker.retry_strategy
+    strategy: Callable[[int], float] = getattr(roost_client, policy.strategy)(**policy.arguments())
+    return strategy
+
+
+def _identify() -> Identity:
+    pid = os.getpid()
+    return Identity(
+        hostname=socket.gethostname(),
+        machine_id=_read("/etc/machine-id"),
+        boot_id=_read("/proc/sys/kernel/random/boot_id"),
+        pid_namespace=os.readlink("/proc/self/ns/pid"),
+        pid=pid,
+        started_ticks=linux.started_ticks_of(pid) or 0,
+    )
+
+
+def _read(path: str) -> str:
+    try:
+        return Path(path).read_text().strip()
+    except OSError:
+        return ""

@@ -1,0 +1,108 @@
+"""A template process as the master sees it: started, spoken to, ended. It decides nothing."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Callable
+from typing import Any
+
+from roostd.config import Config
+from roostd.wire.packets import PacketReader, decode_message, send_message
+
+
+class TemplateProcess:
+    """The process of one generation. Calls `on_message(template, message, fds)`; op "gone" is the last."""
+
+    def __init__(self, generation: int, config: Config) -> None:
+        self.generation = generation
+        self.config = config
+        self.ready = False
+        self.gone = False
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        self._sock = ours
+        self._reader = PacketReader(ours)
+        try:
+            # Not a fork: a fresh interpreter, so nothing of the master (loop, connections, secrets) is in it.
+            self._process = subprocess.Popen(
+                [sys.executable, "-m", "roostd.template", str(theirs.fileno()), str(os.getpid())],
+                stdin=subprocess.DEVNULL,
+                pass_fds=[theirs.fileno()],
+                start_new_session=True,
+            )
+        finally:
+            theirs.close()
+        self.pid = self._process.pid
+        handlers = config.handlers
+        self._send(
+            {
+                "generation": generation,
+                "modules": list(handlers.modules),
+                "pythonpath": [str(path) for path in handlers.pythonpath],
+                "registry": handlers.registry,
+            }
+        )
+        ours.setblocking(False)
+
+    def fileno(self) -> int:
+        return self._sock.fileno()
+
+    def read(self, on_message: Callable[[TemplateProcess, dict[str, Any], list[int]], None]) -> None:
+        """Reads all messages that have arrived."""
+        while not self.gone:
+            try:
+                received = self._reader.read()
+            except BlockingIOError:
+                return
+            except OSError:
+                received = None
+            if received is None:
+                self.gone = True
+                on_message(self, {"op": "gone"}, [])
+                return
+            packet, fds = received
+            message = decode_message(packet, fds)
+            on_message(self, message, fds)
+
+    def fork(self, key: int, settings: dict[str, Any]) -> None:
+        """Asks for a child; the answer is a message "forked" with its descriptors, or "refused"."""
+        self._send({"op": "fork", "key": key, "settings": settings})
+
+    def exit_status(self) -> int | None:
+        return self._process.poll()
+
+    def describe_exit(self) -> str:
+        try:
+            status = self._process.wait(timeout=1)
+        except subprocess.TimeoutExpired:
+            return "its socket was closed"
+        return describe_status(status)
+
+    def kill(self) -> None:
+        with contextlib.suppress(ProcessLookupError):
+            self._process.kill()
+
+    def close(self) -> None:
+        """Ends the template, and reaps it."""
+        self.kill()
+        self._process.wait()
+        self._sock.close()
+
+    def _send(self, message: dict[str, Any]) -> None:
+        with contextlib.suppress(OSError):  # it is dying: "gone" follows
+            send_message(self._sock, message)
+
+
+def describe_status(status: int) -> str:
+    """An exit status in words; negative for a signal, as subprocess has it."""
+    if status < 0:
+        try:
+            name = signal.Signals(-status).name
+        except ValueError:
+            name = "unknown"
+        return f"was killed by signal {-status} ({name})"
+    return f"exited with status {status}"

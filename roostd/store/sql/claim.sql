@@ -1,0 +1,37 @@
+-- Claims up to `limit` jobs of the queues that may run now, best first, under a new lease each.
+-- Called by: the master, whenever a pool has room.
+-- Locks: the ready rows it takes (SKIP LOCKED: claimers never wait for each other).
+-- Index: ready's primary key, one range a queue, read from its beginning; job_rows by id.
+-- MATERIALIZED is what keeps the limit: inlined, the sub-select may run again and take more rows than asked for.
+-- A worker that was declared dead (its row is gone) claims nothing.
+WITH candidate AS MATERIALIZED (
+    SELECT r.row_id, r.priority, r.scheduled_at, r.job_id
+      FROM unnest(%(queues)s::text[]) AS q(name)
+     CROSS JOIN LATERAL (
+           SELECT ready.ctid AS row_id, ready.priority, ready.scheduled_at, ready.job_id
+             FROM roost.ready
+            WHERE ready.queue = q.name COLLATE "C"
+            ORDER BY ready.priority, ready.scheduled_at, ready.job_id
+            LIMIT %(limit)s::integer
+              FOR UPDATE SKIP LOCKED
+           ) AS r
+     WHERE NOT EXISTS (SELECT 1 FROM roost.queues p WHERE p.name = q.name COLLATE "C" AND p.paused)
+       AND EXISTS (SELECT 1 FROM roost.workers w WHERE w.id = %(worker_id)s::uuid)
+     ORDER BY r.priority, r.scheduled_at, r.job_id
+     LIMIT %(limit)s::integer
+), taken AS MATERIALIZED (
+    DELETE FROM roost.ready
+     USING candidate
+     WHERE ready.ctid = candidate.row_id
+    RETURNING ready.job_id, ready.priority, ready.scheduled_at
+), job AS MATERIALIZED (
+    SELECT j.id, nextval('roost.lease_seq') AS lease, j.attempt + 1 AS attempt, j.max_attempts, j.crashes,
+           j.timeout_seconds, j.queue, j.task, j.args
+      FROM (SELECT taken.job_id FROM taken ORDER BY taken.priority, taken.scheduled_at, taken.job_id) AS t
+      JOIN roost.job_rows j ON j.id = t.job_id AND j.state IN ('available', 'retryable')
+), claim AS (
+    INSERT INTO roost.claims (job_id, lease, worker_id, attempt)
+    SELECT job.id, job.lease, %(worker_id)s::uuid, job.attempt FROM job
+)
+SELECT job.id, job.lease, job.attempt, job.max_attempts, job.crashes, job.timeout_seconds, job.queue, job.task, job.args::text
+  FROM job

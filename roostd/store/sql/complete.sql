@@ -1,0 +1,19 @@
+-- Completes claimed jobs with their results (JSON text; a results array that is too short means null for the rest).
+-- Returns the leases that were still ours; a late report under an earlier lease changes nothing.
+-- Called by: the master, a batch at a time. Safe to repeat after a lost answer.
+-- Locks: the claims and job rows named. Index: primary keys; the update of job_rows is HOT.
+WITH outcome AS MATERIALIZED (
+    SELECT o.job_id, o.lease, o.result
+      FROM unnest(%(job_ids)s::bigint[], %(leases)s::bigint[], %(results)s::text[]) AS o(job_id, lease, result)
+), ended AS MATERIALIZED (
+    DELETE FROM roost.claims
+     USING outcome
+     WHERE claims.job_id = outcome.job_id AND claims.lease = outcome.lease
+    RETURNING claims.job_id, claims.lease, claims.attempt, claims.claimed_at, claims.cancel_requested, outcome.result
+)
+UPDATE roost.job_rows
+   SET state = 'completed', attempt = ended.attempt, attempted_at = ended.claimed_at, completed_at = now(),
+       cancel_requested = ended.cancel_requested, result = ended.result::jsonb
+  FROM ended
+ WHERE job_rows.id = ended.job_id AND job_rows.state IN ('available', 'retryable')
+RETURNING ended.lease

@@ -1,0 +1,27 @@
+-- Moves up to 1,000 scheduled jobs that are due to where they may be claimed, and tells idle workers of their queues.
+-- Returns how many, and in how many seconds the next one is due (null: none).
+-- Called by: every master, at every poll. Locks: the scheduled rows it moves (SKIP LOCKED). Index: scheduled's primary key.
+WITH due AS MATERIALIZED (
+    SELECT s.scheduled_at, s.job_id
+      FROM roost.scheduled s
+     WHERE s.scheduled_at <= now()
+     ORDER BY s.scheduled_at, s.job_id
+     LIMIT 1000
+       FOR UPDATE SKIP LOCKED
+), taken AS (
+    DELETE FROM roost.scheduled
+     USING due
+     WHERE scheduled.scheduled_at = due.scheduled_at AND scheduled.job_id = due.job_id
+    RETURNING scheduled.queue, scheduled.priority, scheduled.scheduled_at, scheduled.job_id
+), moved AS (
+    INSERT INTO roost.ready (queue, priority, scheduled_at, job_id)
+    SELECT taken.queue, taken.priority, taken.scheduled_at, taken.job_id FROM taken
+    RETURNING queue
+), told AS (
+    SELECT coalesce(sum(d.jobs), 0)::bigint AS jobs, count(roost.notify_idle(d.queue)) AS queues
+      FROM (SELECT moved.queue, count(*) AS jobs FROM moved GROUP BY moved.queue) AS d
+)
+SELECT told.jobs,
+       (SELECT extract(epoch FROM s.scheduled_at - now())::float8 FROM roost.scheduled s
+         WHERE s.scheduled_at > now() ORDER BY s.scheduled_at LIMIT 1) AS next_in_seconds
+  FROM told

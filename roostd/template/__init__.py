@@ -1,0 +1,1 @@
+"""The process of one generation: imports the handlers once, and forks children that have them."""

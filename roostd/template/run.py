@@ -1,0 +1,177 @@
+"""The life of a template: import the handlers, report them, fork children on request, report their ends.
+
+It runs user code only by importing it, and has no database connection and no thread: a fork copies the thread that
+forks and no other, so a lock that another thread held stays locked in the child for ever.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import gc
+import importlib
+import os
+import selectors
+import signal
+import socket
+import sys
+import threading
+import traceback
+from pathlib import Path
+from typing import NoReturn
+
+import setproctitle
+
+from roost_client import DEFAULT_HANDLERS, HandlerRegistry
+from roostd import linux
+from roostd.child.run import ChildSettings, reset_signals, run_child
+from roostd.wire.packets import PacketReader, decode_message, job_socketpair, send_message
+
+
+class NoRegistry(Exception):
+    """`handlers.registry` does not lead to a HandlerRegistry."""
+
+
+def main(master_fd: int, master_pid: int) -> NoReturn:
+    """Serves the master until it closes the socket."""
+    if not linux.die_with_parent(signal.SIGKILL, master_pid):
+        os._exit(0)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    master = socket.socket(fileno=master_fd)
+    reader = PacketReader(master)
+    first = reader.read()
+    if first is None:
+        os._exit(0)
+    settings = decode_message(*first)
+    setproctitle.setproctitle(f"roostd: template {settings['generation']}")
+    try:
+        registry = import_handlers(settings["modules"], settings["pythonpath"], settings["registry"])
+    except BaseException as error:
+        trace = "".join(traceback.format_exception(error))
+        send_message(master, {"op": "failed", "error": f"{type(error).__name__}: {error}", "trace": trace})
+        os._exit(1)
+    # Children write whole lines, and share the master's streams.
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(AttributeError, ValueError):
+            stream.reconfigure(line_buffering=True)  # type: ignore[union-attr]
+    gc.collect()
+    gc.freeze()  # what is here now is never garbage: the collector leaves its pages shared
+    send_message(master, {"op": "ready", "tasks": registry.names(), "warnings": _warnings(registry)})
+    _Template(master, reader, registry).serve()
+    os._exit(0)
+
+
+def import_handlers(modules: list[str], pythonpath: list[str], registry: str | None) -> HandlerRegistry:
+    """Imports the handler modules; returns the registry that they filled. Raises whatever an import raises."""
+    sys.path[:0] = [path for path in pythonpath if path not in sys.path]
+    for module in modules:
+        importlib.import_module(module)
+    if registry is None:
+        return DEFAULT_HANDLERS
+    module_name, _, attribute = registry.partition(":")
+    found = getattr(importlib.import_module(module_name), attribute, None)
+    if not isinstance(found, HandlerRegistry):
+        raise NoRegistry(
+            f"cannot use handlers.registry {registry!r}: it is a {type(found).__name__}, not a HandlerRegistry"
+        )
+    return found
+
+
+class _Template:
+    def __init__(self, master: socket.socket, reader: PacketReader, registry: HandlerRegistry) -> None:
+        self._master = master
+        self._reader = reader
+        self._registry = registry
+        self._selector = selectors.DefaultSelector()
+        self._children: dict[int, tuple[int, int]] = {}  # pidfd -> key, pid
+
+    def serve(self) -> None:
+        self._selector.register(self._master, selectors.EVENT_READ)
+        while True:
+            for ready, _ in self._selector.select():
+                if ready.fd != self._master.fileno():
+                    self._bury(ready.fd)
+                    continue
+                received = self._reader.read()
+                if received is None:
+                    return
+                message = decode_message(*received)
+                self._fork(message["key"], ChildSettings(**message["settings"]))
+
+    def _fork(self, key: int, settings: ChildSettings) -> None:
+        """Forks a child and sends its ends to the master, in the order that master/templates.py reads them."""
+        threads = [thread.name for thread in threading.enumerate() if thread is not threading.main_thread()]
+        if threads:
+            self._refuse(key, f"importing the handlers started threads, which a fork would lose: {', '.join(threads)}")
+            return
+        jobs, jobs_read = job_socketpair()
+        outcomes, outcomes_write = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
+        control, control_read = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        dump = os.memfd_create("roost-dump", os.MFD_CLOEXEC)
+        own = [jobs, outcomes, control]
+        childs = [jobs_read, outcomes_write, control_read]
+        template_pid = os.getpid()
+        try:
+            pid = os.fork()
+        except OSError as error:
+            self._refuse(key, f"cannot fork: {error}")
+            for sock in (*own, *childs):
+                sock.close()
+            os.close(dump)
+            return
+        if pid == 0:
+            self._become_child(template_pid, own)
+            run_child(jobs_read, outcomes_write, control_read, dump, self._registry, settings)
+        pidfd = os.pidfd_open(pid)
+        self._children[pidfd] = (key, pid)
+        self._selector.register(pidfd, selectors.EVENT_READ)
+        fds = [jobs.fileno(), jobs_read.fileno(), outcomes.fileno(), control.fileno(), dump, pidfd]
+        send_message(self._master, {"op": "forked", "key": key, "pid": pid}, fds)
+        for sock in (*own, *childs):
+            sock.close()
+        os.close(dump)
+
+    def _become_child(self, template_pid: int, masters_ends: list[socket.socket]) -> None:
+        """The first steps of a child: out of the template's session, and with none of its descriptors."""
+        os.setsid()
+        if not linux.die_with_parent(signal.SIGKILL, template_pid):
+            os._exit(0)
+        linux.adopt_orphans()
+        reset_signals()
+        self._selector.close()
+        self._master.close()
+        for sock in masters_ends:
+            sock.close()
+        for pidfd in self._children:
+            os.close(pidfd)
+        setproctitle.setproctitle("roostd: child idle")
+
+    def _bury(self, pidfd: int) -> None:
+        """Kills what is left of a dead child's process group, reaps it, and tells the master how it ended."""
+        key, pid = self._children.pop(pidfd)
+        self._selector.unregister(pidfd)
+        # Before the reaping: until then the pid, which is the group's too, can't be another process's.
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            os.killpg(pid, signal.SIGKILL)
+        _, status = os.waitpid(pid, 0)
+        os.close(pidfd)
+        send_message(self._master, {"op": "exited", "key": key, "status": os.waitstatus_to_exitcode(status)})
+
+    def _refuse(self, key: int, error: str) -> None:
+        send_message(self._master, {"op": "refused", "key": key, "error": error})
+
+
+def _warnings(registry: HandlerRegistry) -> list[str]:
+    """What an operator should know of the handlers, though they can run."""
+    warnings = []
+    for name in registry.names():
+        spec = registry.get(name)
+        if spec is not None and (spec.defaults.rate_per_minute or spec.defaults.max_concurrency):
+            warnings.append(
+                f"task {name!r} declares rate_per_minute or max_concurrency, which this version does not enforce"
+            )
+    if not registry.names():
+        warnings.append("the handler modules register no task: every job will fail as unknown")
+    native = len(list(Path("/proc/self/task").iterdir())) - threading.active_count()
+    if native > 0:
+        warnings.append(f"importing the handlers started {native} native threads, which children will not have")
+    return warnings

@@ -1,0 +1,73 @@
+"""How a child tells the master what became of a job: frames on a byte stream.
+
+A frame is a header (kind, length of the body, lease) and a body. A stream, not packets, so that one read takes in
+everything that many short jobs reported. Reads may split a frame anywhere: the decoder keeps the rest. What it can't
+be is trusted, since a handler shares its process with the writer: a frame of an unknown kind or above the cap is an
+error, after which the child is worth nothing.
+"""
+
+from __future__ import annotations
+
+import enum
+import struct
+from typing import NamedTuple
+
+_HEADER = struct.Struct("<BIq")
+HEADER_BYTES = _HEADER.size
+
+
+class FrameKind(enum.IntEnum):
+    """What a frame says of the job under its lease, and what its body holds (UTF-8 JSON)."""
+
+    COMPLETED = 1  # the result; empty for None
+    FAILED = 2  # {"error": str, "trace": str}
+    SNOOZED = 3  # {"seconds": number}
+    TIMED_OUT = 4  # as FAILED: the deadline's exception was raised in the handler
+    CANCELLED = 5  # as FAILED: the cancel's exception was raised in the handler
+    INTERRUPTED = 6  # as FAILED: the shutdown's exception was raised in the handler
+
+
+_KINDS = {int(kind): kind for kind in FrameKind}
+
+
+class Frame(NamedTuple):
+    kind: FrameKind
+    lease: int
+    body: bytes
+
+
+class FrameError(Exception):
+    """The stream does not hold frames; nothing after this point can be read."""
+
+
+def encode_frame(kind: FrameKind, lease: int, body: bytes = b"") -> bytes:
+    return _HEADER.pack(kind, len(body), lease) + body
+
+
+class FrameDecoder:
+    """Turns chunks of a stream, split anywhere, into frames; holds at most one unfinished frame."""
+
+    def __init__(self, max_body_bytes: int) -> None:
+        self._max_body_bytes = max_body_bytes
+        self._rest = b""
+
+    def feed(self, chunk: bytes) -> list[Frame]:
+        """The frames that `chunk` completes, in order. Raises FrameError on anything that is no frame."""
+        data = self._rest + chunk if self._rest else chunk
+        frames: list[Frame] = []
+        position, end = 0, len(data)
+        while end - position >= HEADER_BYTES:
+            kind, length, lease = _HEADER.unpack_from(data, position)
+            if kind not in _KINDS:
+                raise FrameError(f"cannot read frame: unknown kind {kind}")
+            if length > self._max_body_bytes:
+                raise FrameError(
+                    f"cannot read frame of lease {lease}: its body of {length} bytes is above the cap of {self._max_body_bytes}"
+                )
+            body_start = position + HEADER_BYTES
+            if end - body_start < length:
+                break
+            position = body_start + length
+            frames.append(Frame(_KINDS[kind], lease, data[body_start:position]))
+        self._rest = data[position:]
+        return frames
