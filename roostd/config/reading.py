@@ -125,7 +125,8 @@ class _Reading:
         if strategy is not None:
             values["retry_strategy"] = self._retry_strategy(strategy)
         worker = WorkerConfig(**values)
-        if worker.orphan_stale_after <= 2 * worker.heartbeat_interval and values.keys() >= table.entries.keys():
+        given = table.entries.keys() & {"orphan_stale_after", "heartbeat_interval"}
+        if worker.orphan_stale_after <= 2 * worker.heartbeat_interval and given <= values.keys():
             self.problems.append(
                 f"cannot use worker.orphan_stale_after = {worker.orphan_stale_after} "
                 f"from {self.origin('worker.orphan_stale_after')}: it must be more than twice "
@@ -224,7 +225,7 @@ def _meant_by(key: str, prefix: str, siblings: list[str]) -> list[str]:
     elsewhere = {known.rpartition(".")[2]: known for known in _KEYS}
     if key in elsewhere:
         return [elsewhere[key]]
-    if close := difflib.get_close_matches(key, siblings, 1, 0.5):
+    if close := difflib.get_close_matches(key, siblings, 1, 0.6):
         return [prefix + close[0]]
     if close := difflib.get_close_matches(key, elsewhere, 1, 0.7):
         return [elsewhere[close[0]]]

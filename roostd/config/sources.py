@@ -143,8 +143,8 @@ def _overlay(below: Table, above: Table, path: str = "") -> Table:
             upper = _as_strategy(upper)
             if isinstance(upper, Table) and "strategy" in upper.entries:
                 lower = None
-        if isinstance(lower, Table) and isinstance(upper, Table):
-            upper = _overlay(lower, upper, inner)
+        if isinstance(upper, Table):
+            upper = _overlay(lower if isinstance(lower, Table) else Table({}, upper.origin), upper, inner)
         entries[key] = upper
     return Table(entries, below.origin if below.entries else above.origin)
 
