@@ -24,6 +24,7 @@ import setproctitle
 
 from roost_client import HandlerRegistry, JobCancelled, SnoozeJob, UnknownTaskError
 from roostd import linux
+from roostd.child import invoke
 from roostd.child.invoke import Invoker
 from roostd.child.result import encode_result
 from roostd.child.signals import DUMP
@@ -99,7 +100,7 @@ class _Child:
     ) -> None:
         self.exit_status = EXIT_UNUSABLE
         self._pid = os.getpid()
-        self._reader = PacketReader(jobs)
+        self._reader = PacketReader(jobs, wait=True)
         self._jobs = jobs
         self._outcomes = outcomes
         self._outcomes_inode = os.fstat(outcomes.fileno()).st_ino
@@ -242,10 +243,16 @@ def _text_of(error: BaseException) -> str:
 
 
 def _trace_of(error: BaseException) -> str:
+    trace = error.__traceback__
+    while trace is not None and trace.tb_next is not None and trace.tb_frame.f_code.co_filename in _OWN_FILES:
+        trace = trace.tb_next
     try:
-        return "".join(traceback.format_exception(error, limit=-TRACE_FRAMES)).strip()
+        return "".join(traceback.format_exception(type(error), error, trace, limit=-TRACE_FRAMES)).strip()
     except BaseException as second:
         return f"<its traceback could not be printed: {type(second).__name__}>"
+
+
+_OWN_FILES = frozenset({__file__, invoke.__file__})
 
 
 def safe_text(text: str, limit: int) -> str:

@@ -99,7 +99,9 @@ class Claimer:
                 if limit := run.pool.demand():
                     got += await self._claim(run, limit)
             claimed += got
-            busy = any(run.pool.is_busy for run in self._pools.values())
+            busy = any(
+                run.pool.is_busy or run.pool.starting or run.pool.missing_children() for run in self._pools.values()
+            )
             if not (promoted or got or busy):
                 return claimed
             if not (promoted or got):

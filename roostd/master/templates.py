@@ -25,7 +25,7 @@ class TemplateProcess:
         self.gone = False
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         self._sock = ours
-        self._reader = PacketReader(ours)
+        self._reader = PacketReader(ours, wait=False)
         try:
             # Not a fork: a fresh interpreter, so nothing of the master (loop, connections, secrets) is in it.
             self._process = subprocess.Popen(
@@ -46,7 +46,6 @@ class TemplateProcess:
                 "registry": handlers.registry,
             }
         )
-        ours.setblocking(False)
 
     def fileno(self) -> int:
         return self._sock.fileno()

@@ -20,7 +20,7 @@ from roostd.core.job import ClaimedJob
 from roostd.core.outcome import Settlement, error_entry
 
 SQL = {
-    entry.name.removesuffix(".sql"): cast(LiteralString, entry.read_text(encoding="utf-8"))
+    entry.name.removesuffix(".sql"): cast("LiteralString", entry.read_text(encoding="utf-8"))
     for entry in files("roostd.store").joinpath("sql").iterdir()
     if entry.name.endswith(".sql")
 }

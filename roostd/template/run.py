@@ -37,7 +37,7 @@ def main(master_fd: int, master_pid: int) -> NoReturn:
         os._exit(0)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     master = socket.socket(fileno=master_fd)
-    reader = PacketReader(master)
+    reader = PacketReader(master, wait=True)
     first = reader.read()
     if first is None:
         os._exit(0)

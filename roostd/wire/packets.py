@@ -36,18 +36,22 @@ class JobPacket(NamedTuple):
 
 
 class PacketReader:
-    """Reads packets from one socket with one buffer; blocking or not as the socket is."""
+    """Reads packets from one socket with one buffer.
 
-    def __init__(self, sock: socket.socket) -> None:
+    Whether it waits is said here, not by the socket: O_NONBLOCK would hold for the other process that reads it too.
+    """
+
+    def __init__(self, sock: socket.socket, *, wait: bool) -> None:
         self._sock = sock
+        self._flags = socket.MSG_CMSG_CLOEXEC | (0 if wait else socket.MSG_DONTWAIT)
         self._buffer = bytearray(2 * INLINE_BYTES)
 
     def read(self) -> tuple[memoryview, list[int]] | None:
         """The next packet and the descriptors that came with it, which are the caller's; None at the end.
 
-        The view is valid until the next read. Raises BlockingIOError as the socket does.
+        The view is valid until the next read. Raises BlockingIOError when there is none and it does not wait.
         """
-        size, ancillary, flags, _ = self._sock.recvmsg_into([self._buffer], _FD_SPACE, socket.MSG_CMSG_CLOEXEC)
+        size, ancillary, flags, _ = self._sock.recvmsg_into([self._buffer], _FD_SPACE, self._flags)
         fds: list[int] = []
         for level, kind, data in ancillary:
             if level == socket.SOL_SOCKET and kind == socket.SCM_RIGHTS:
