@@ -3,7 +3,10 @@
 Imports psycopg, pydantic and the standard library only; never roostd.
 """
 
+from .aclient import AsyncRoost
 from .backoff import BackoffStrategy, exponential, fixed, linear
+from .client import Roost
+from .defaults import configure, enqueue, enqueue_many
 from .errors import (
     DuplicateUniqueJobError,
     InvalidJobError,
@@ -20,9 +23,14 @@ from .errors import (
     WorkerShutdown,
 )
 from .registry import DEFAULT_HANDLERS, HandlerRegistry, HandlerSpec, job
-from .types import Job, JobInsert, JobOutcome, JobState, TaskDefaults
+from .types import Job, JobInsert, JobOutcome, JobState, QueueInfo, TaskDefaults, WorkerInfo
 
 __all__ = [
+    "configure",
+    "enqueue",
+    "enqueue_many",
+    "Roost",
+    "AsyncRoost",
     "job",
     "exponential",
     "linear",
@@ -32,6 +40,8 @@ __all__ = [
     "JobInsert",
     "JobOutcome",
     "JobState",
+    "QueueInfo",
+    "WorkerInfo",
     "TaskDefaults",
     "DEFAULT_HANDLERS",
     "HandlerRegistry",

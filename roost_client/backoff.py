@@ -8,9 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
 
-JITTER = (
-    0.1  # of the delay, taken off: so the cap holds and jobs at the cap spread out too; a tenth, as in Oban
-)
+JITTER = 0.1  # of the delay, taken off: so the cap holds and jobs at the cap spread out too; a tenth, as in Oban
 
 
 class BackoffStrategy(Protocol):
@@ -60,7 +58,8 @@ class Fixed:
 def exponential(base: float = 2.0, *, jitter: bool = True, cap: float = 86400) -> Exponential:
     """Wait `base ** attempt` seconds, at most `cap`: 2, 4, 8, 16, … up to a day, as Oban does.
 
-    With `jitter` up to a tenth is taken off at random, so that jobs that failed together don't come back together.
+    With `jitter` up to a tenth is taken off at random, so that jobs that failed together don't come back
+    together.
     """
     return Exponential(_seconds("base", base), jitter, _seconds("cap", cap))
 
@@ -80,9 +79,7 @@ def resolve(strategy: BackoffStrategy | None) -> BackoffStrategy:
     if strategy is None:
         return exponential()
     if not callable(strategy):
-        raise TypeError(
-            f"cannot use {strategy!r} as retry strategy: it must be callable with the attempt number"
-        )
+        raise TypeError(f"cannot use {strategy!r} as retry strategy: it must be callable with the attempt number")
     return strategy
 
 

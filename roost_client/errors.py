@@ -56,9 +56,7 @@ class SchemaError(RoostError):
 
     code: ClassVar[str] = "roost.schema"
 
-    def __init__(
-        self, message: str, problem: Literal["missing", "outdated", "newer", "altered"] = "missing"
-    ) -> None:
+    def __init__(self, message: str, problem: Literal["missing", "outdated", "newer", "altered"] = "missing") -> None:
         super().__init__(message)
         self.problem = problem
 

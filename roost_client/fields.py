@@ -1,6 +1,7 @@
 """What each field of a job may hold. Every check is here once: enqueue, @job and the operations all use it.
 
-A check returns the value to send or raises `Refused`; whoever knows what was being done turns that into InvalidJobError.
+A check returns the value to send or raises `Refused`; whoever knows what was being done turns that into
+InvalidJobError.
 """
 
 from __future__ import annotations
@@ -15,9 +16,13 @@ from .errors import InvalidJobError
 MAX_NAME_LENGTH = 128  # characters; the database holds the same bound
 INT4_MAX = 2**31 - 1
 INT8_MAX = 2**63 - 1
+MAX_INTEGER_DIGITS = 4300  # what Python reads back without being told otherwise (sys.set_int_max_str_digits)
+# A day off the ends of what Python can hold, so that it can in any time zone; the database holds the same bounds.
+EARLIEST = datetime(1, 1, 2, tzinfo=UTC)
+LATEST = datetime(9999, 12, 31, tzinfo=UTC)
 
-# Stands for "the caller did not pass this": a documented default must not win over @job's, the same value passed must.
-# Any, because it stands in the place of a value of every type.
+# Stands for "the caller did not pass this": a documented default must not win over @job's, the same value
+# passed must. Any, because it stands in the place of a value of every type.
 UNSET: Any = type("Unset", (), {"__repr__": lambda self: "UNSET", "__slots__": ()})()
 
 # The documented default of every field that @job can set, in the order of roost.enqueue.
@@ -36,9 +41,7 @@ def shows_documented_defaults(function: F) -> F:
     """Make inspect.signature() and help() show the documented defaults in place of UNSET."""
     signature = inspect.signature(function)
     shown_parameters = [
-        parameter.replace(default=DOCUMENTED_DEFAULTS[parameter.name])
-        if parameter.default is UNSET
-        else parameter
+        parameter.replace(default=DOCUMENTED_DEFAULTS[parameter.name]) if parameter.default is UNSET else parameter
         for parameter in signature.parameters.values()
         if parameter.name != "passed"
     ]
@@ -71,9 +74,7 @@ def text(path: str, value: object) -> str:
         try:
             value.encode()
         except UnicodeEncodeError as error:
-            raise Refused(
-                path, f"holds the lone surrogate {value[error.start]!a}, which is not a character"
-            ) from None
+            raise Refused(path, f"holds the lone surrogate {value[error.start]!a}, which is not a character") from None
         if "\0" in value:
             raise Refused(path, "holds a NUL character, which PostgreSQL cannot store")
     return str.__str__(value)  # of a subclass (an enum member) the plain string
@@ -98,8 +99,19 @@ def integer(path: str, value: object, least: int = -INT4_MAX - 1, most: int = IN
     return int(value)
 
 
+def count(path: str, value: object) -> int:
+    """Return a whole number of at least 1."""
+    return integer(path, value, least=1)
+
+
+def optional_count(path: str, value: object) -> int | None:
+    return None if value is None else count(path, value)
+
+
 def tags(path: str, value: object) -> tuple[str, ...]:
-    """Return the tags of a list or tuple of strings."""
+    """Return the tags of a list or tuple of strings; None has none."""
+    if value is None:
+        return ()
     if not isinstance(value, (list, tuple)):
         raise Refused(path, f"must be a list of strings, not {shown(value)}")
     return tuple([text(f"{path}[{i}]", tag) for i, tag in enumerate(value)])
@@ -111,14 +123,9 @@ def time(path: str, value: object) -> str:
         raise Refused(path, f"must be a datetime, not {shown(value)}")
     if value.utcoffset() is None:
         raise Refused(path, f"must have a time zone, unlike {value}: use datetime.now(UTC) or .astimezone()")
-    try:
-        return value.astimezone(UTC).isoformat()
-    except OverflowError:
-        raise Refused(path, f"must lie in the years 1 to 9999 of UTC, unlike {value}") from None
-
-
-def job_id(value: object) -> int:
-    return integer("job_id", value, least=-INT8_MAX - 1, most=INT8_MAX)
+    if not EARLIEST <= value < LATEST:
+        raise Refused(path, f"must lie in the years 1 to 9999, unlike {value}")
+    return value.astimezone(UTC).isoformat()
 
 
 def shown(value: object) -> str:

@@ -44,19 +44,15 @@ class HandlerRegistry:
     ) -> None:
         """Make `func` the handler of the task `name`.
 
-        Registering the same function again (a module is reloaded) replaces it. Raises InvalidJobError when another
-        function has the name, and for a value that a job could not have.
+        Registering the same function again (a module is reloaded) replaces it. Raises InvalidJobError when
+        another function has the name, and for a value that a job could not have.
         """
         try:
             checked = fields.name("name", name)
             if not callable(func):
                 raise fields.Refused("func", f"must be callable, unlike {fields.shown(func)}")
-            if args_model is not None and not (
-                isinstance(args_model, type) and issubclass(args_model, BaseModel)
-            ):
-                raise fields.Refused(
-                    "args_model", f"must be a pydantic model, not {fields.shown(args_model)}"
-                )
+            if args_model is not None and not (isinstance(args_model, type) and issubclass(args_model, BaseModel)):
+                raise fields.Refused("args_model", f"must be a pydantic model, not {fields.shown(args_model)}")
             defaults = _checked(defaults or TaskDefaults())
         except fields.Refused as refused:
             raise refused.as_invalid_job(f"register task {fields.shown(name)}") from None
@@ -82,9 +78,12 @@ class HandlerRegistry:
 
     def names_of(self, func: Callable[..., Any]) -> tuple[str, ...]:
         """Return the names `func` is registered under; a wrapper made with functools.wraps counts as what it wraps."""
-        while func not in self._names and hasattr(func, "__wrapped__"):
-            func = func.__wrapped__
-        return self._names.get(func, ())
+        try:
+            while func not in self._names and hasattr(func, "__wrapped__"):
+                func = func.__wrapped__
+            return self._names.get(func, ())
+        except TypeError:  # not hashable, so never registered
+            return ()
 
 
 DEFAULT_HANDLERS = HandlerRegistry()
@@ -105,10 +104,10 @@ def job(
 ) -> Callable[[F], F]:
     """Register the function as the handler of the task `name` and return it untouched.
 
-    queue, priority, max_attempts, tags and timeout_seconds apply to every enqueue of the task that doesn't pass the
-    keyword itself. With `args_model` the arguments are validated when the job is enqueued and again before it runs.
-    rate_per_minute and max_concurrency hold across all workers. Raises InvalidJobError for a value that a job could
-    not have, and when another function has the name.
+    queue, priority, max_attempts, tags and timeout_seconds apply to every enqueue of the task that doesn't
+    pass the keyword itself. With `args_model` the arguments are validated when the job is enqueued and again
+    before it runs. rate_per_minute and max_concurrency hold across all workers. Raises InvalidJobError for a
+    value that a job could not have, and when another function has the name.
     """
     defaults = TaskDefaults(
         queue=queue,
@@ -130,17 +129,14 @@ def job(
 
 
 def _checked(defaults: TaskDefaults) -> TaskDefaults:
-    def count(field: str, value: int | None) -> int | None:
-        return None if value is None else fields.integer(field, value, least=1)
-
     return TaskDefaults(
         queue=None if defaults.queue is None else fields.name("queue", defaults.queue),
         priority=None if defaults.priority is None else fields.integer("priority", defaults.priority),
-        max_attempts=count("max_attempts", defaults.max_attempts),
+        max_attempts=fields.optional_count("max_attempts", defaults.max_attempts),
         tags=None if defaults.tags is None else fields.tags("tags", defaults.tags),
-        timeout_seconds=count("timeout_seconds", defaults.timeout_seconds),
-        rate_per_minute=count("rate_per_minute", defaults.rate_per_minute),
-        max_concurrency=count("max_concurrency", defaults.max_concurrency),
+        timeout_seconds=fields.optional_count("timeout_seconds", defaults.timeout_seconds),
+        rate_per_minute=fields.optional_count("rate_per_minute", defaults.rate_per_minute),
+        max_concurrency=fields.optional_count("max_concurrency", defaults.max_concurrency),
     )
 
 

@@ -1,8 +1,9 @@
 """Brings a database's `roost` schema to the version this package knows, and refuses one it doesn't know.
 
-Migrations are the numbered files in migrations/: forward only, never edited once released (their checksums are kept in
-roost.migrations), applied in one transaction under an advisory lock, so that any number of processes may do it at once.
-Each operation is a generator that yields statements and is sent rows, so that Roost and AsyncRoost share it.
+Migrations are the numbered files in migrations/: forward only, never edited once released (their checksums
+are kept in roost.migrations), applied in one transaction under an advisory lock, so that any number of
+processes may do it at once. Each operation is a generator that yields statements and is sent rows, so that
+Roost and AsyncRoost share it.
 """
 
 from __future__ import annotations
@@ -20,7 +21,8 @@ from psycopg.rows import tuple_row
 
 from .errors import SchemaError
 
-# Held until the end of the transaction by whoever migrates; any number no other program uses. "roost" in ASCII.
+# Held until the end of the transaction by whoever migrates; any number no other program uses. "roost" in
+# ASCII.
 LOCK_KEY = 0x726F6F7374
 
 _CREATE_BOOKKEEPING = """\
@@ -71,12 +73,19 @@ def migrations() -> tuple[Migration, ...]:
 def apply_migrations(conn: psycopg.Connection[Any]) -> list[Migration]:
     """Apply what is missing and return it, an empty list when nothing was. Idempotent; safe for many processes at once.
 
-    In a transaction of the caller's it takes part in that; else it is committed on return. Raises SchemaError for a
-    schema that is newer than this package or was applied with another text.
+    In a transaction of the caller's it takes part in that; else it is committed on return. Raises SchemaError
+    for a schema that is newer than this package or was applied with another text.
     """
     owns_transaction = conn.info.transaction_status == psycopg.pq.TransactionStatus.IDLE
     with conn.transaction():
         return run_steps(conn, apply_steps(owns_transaction))
+
+
+async def apply_migrations_async(conn: psycopg.AsyncConnection[Any]) -> list[Migration]:
+    """As apply_migrations."""
+    owns_transaction = conn.info.transaction_status == psycopg.pq.TransactionStatus.IDLE
+    async with conn.transaction():
+        return await run_steps_async(conn, apply_steps(owns_transaction))
 
 
 def status(conn: psycopg.Connection[Any]) -> list[MigrationStatus]:
@@ -90,7 +99,7 @@ def check(conn: psycopg.Connection[Any]) -> None:
 
 
 def sql(since: int = 0) -> str:
-    """Return a script that applies all migrations after version `since` and records them, for those who run their own."""
+    """Return a script that applies and records all migrations after version `since`, for those who run their own."""
     parts = ["BEGIN;", f"SELECT pg_advisory_xact_lock({LOCK_KEY});"]
     if since == 0:
         parts += ["CREATE SCHEMA IF NOT EXISTS roost;", _CREATE_BOOKKEEPING + ";"]
@@ -136,16 +145,11 @@ def status_steps() -> Steps[list[MigrationStatus]]:
         rows = yield "SELECT version, name, checksum, applied_at FROM roost.migrations", None
     known = {migration.version: migration for migration in migrations()}
     states = {
-        version: MigrationStatus(version, migration.name, "pending", None)
-        for version, migration in known.items()
+        version: MigrationStatus(version, migration.name, "pending", None) for version, migration in known.items()
     }
     for version, name, checksum, applied_at in rows:
         state: Literal["applied", "altered", "unknown"] = (
-            "unknown"
-            if version not in known
-            else "applied"
-            if known[version].checksum == checksum
-            else "altered"
+            "unknown" if version not in known else "applied" if known[version].checksum == checksum else "altered"
         )
         states[version] = MigrationStatus(version, name, state, applied_at)
     return [states[version] for version in sorted(states)]

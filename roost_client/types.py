@@ -5,15 +5,17 @@ Only data. Knows neither the database nor the registry.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from datetime import datetime
+from datetime import UTC, datetime
 from enum import StrEnum
 from typing import Any, Self
+from uuid import UUID
 
 from pydantic import BaseModel, ConfigDict
 
-from .fields import DOCUMENTED_DEFAULTS, UNSET, shows_documented_defaults
+from .fields import DOCUMENTED_DEFAULTS, MAX_INTEGER_DIGITS, UNSET, shows_documented_defaults
 
 
 class JobState(StrEnum):
@@ -61,8 +63,31 @@ class Job(BaseModel):
 
     @classmethod
     def from_row(cls, row: Mapping[str, Any]) -> Self:
-        """Make a Job of a row of `roost.jobs`; times may be ISO text. Columns that Job has no field for are ignored."""
-        return cls.model_validate(row)
+        """Make a Job of a row of `roost.jobs`.
+
+        args, errors, result and metadata are JSON text (select them ::text); times are datetimes or ISO text.
+        JSON that Python cannot read, as SQL may have put there, becomes an object that says so. Columns that
+        Job has no field for are ignored.
+        """
+        read = {**row, **{name: _read_json(row[name]) for name in ("args", "errors", "result", "metadata")}}
+        for name in _TIMES:
+            if isinstance(read[name], str):
+                read[name] = datetime.fromisoformat(read[name]).astimezone(UTC)
+        return cls.model_validate(read)
+
+
+_TIMES = ("scheduled_at", "attempted_at", "completed_at", "cancelled_at", "discarded_at", "inserted_at")
+
+
+def _read_json(text: str | None) -> Any:
+    if text is None:
+        return None
+    try:
+        return json.loads(text)
+    except ValueError:  # an integer of more digits than Python reads: kept as text
+        return json.loads(text, parse_int=lambda digits: digits if len(digits) > MAX_INTEGER_DIGITS else int(digits))
+    except RecursionError:
+        return {"unreadable": "nested too deeply", "text": text[:1000]}
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,7 +104,8 @@ class JobOutcome:
 class TaskDefaults:
     """What `@job(...)` declares for a task.
 
-    The first five are merged into enqueue calls that don't pass the keyword; the throttles hold for the workers.
+    The first five are merged into enqueue calls that don't pass the keyword; the throttles hold for the
+    workers.
     """
 
     queue: str | None = None
@@ -91,12 +117,40 @@ class TaskDefaults:
     max_concurrency: int | None = None
 
 
+@dataclass(frozen=True, slots=True)
+class QueueInfo:
+    """A queue: its jobs that may run now, those that wait for a later time, and those that run."""
+
+    name: str
+    paused: bool
+    available: int
+    scheduled: int
+    executing: int
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerInfo:
+    """A worker, which is a master with its children. `metadata["reload"]` is its answer to `reload_request`."""
+
+    id: UUID
+    name: str
+    hostname: str
+    pid: int
+    queues: tuple[str, ...]
+    concurrency: int
+    inflight: int
+    started_at: datetime
+    last_seen_at: datetime
+    reload_request: UUID | None
+    metadata: dict[str, Any]
+
+
 @dataclass(frozen=True, slots=True, init=False)
 class JobInsert:
     """One job of an enqueue_many; the fields are the parameters of `enqueue` and mean the same.
 
-    `passed` holds the names of those fields that were passed and so win over the task's `@job` defaults. It is kept by
-    dataclasses.replace().
+    `passed` holds the names of those fields that were passed and so win over the task's `@job` defaults. It
+    is kept by dataclasses.replace().
     """
 
     task: str | Callable[..., Any]

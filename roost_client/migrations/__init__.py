@@ -1,1 +1,1 @@
-"""The numbered SQL files of the schema; a package, so that an installation carries them. Read by roost_client.schema."""
+"""The numbered SQL files, read by roost_client.schema; a package, so that an installation carries them."""

@@ -1,0 +1,194 @@
+"""AsyncRoost: every operation, for code that waits by await. The same statements as Roost's."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from datetime import datetime
+from types import TracebackType
+from typing import Any, Self, TypeVar
+from uuid import UUID
+
+import psycopg
+from psycopg.rows import tuple_row
+from pydantic import BaseModel
+
+from . import schema, statements
+from .connections import AsyncConnections
+from .fields import UNSET, shows_documented_defaults
+from .registry import DEFAULT_HANDLERS, HandlerRegistry
+from .statements import Statement
+from .types import Job, JobInsert, JobState, QueueInfo, WorkerInfo
+
+T = TypeVar("T")
+
+
+class AsyncRoost:
+    """Roost on psycopg's AsyncConnection: the same operations, which mean, return and raise the same.
+
+    May be used in several event loops, one after the other or each in its thread, and lives through a fork.
+    """
+
+    def __init__(self, dsn: str, *, registry: HandlerRegistry | None = None) -> None:
+        self._connections = AsyncConnections(dsn)
+        self._registry = DEFAULT_HANDLERS if registry is None else registry
+
+    async def close(self) -> None:
+        """As Roost.close."""
+        self._connections.close()
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.close()
+
+    async def setup_schema(self, conn: psycopg.AsyncConnection[Any] | None = None) -> None:
+        """As Roost.setup_schema."""
+        if conn is not None:
+            await schema.apply_migrations_async(statements.usable(conn, psycopg.AsyncConnection, "set up the schema"))
+            return
+        async with self._connections.borrow() as own:
+            await schema.apply_migrations_async(own)
+
+    @shows_documented_defaults
+    async def enqueue(
+        self,
+        task: str | Callable[..., Any],
+        *,
+        args: dict[str, Any] | BaseModel | None = None,
+        queue: str = UNSET,
+        priority: int = UNSET,
+        max_attempts: int = UNSET,
+        scheduled_at: datetime | None = None,
+        unique_key: str | None = None,
+        tags: list[str] | None = UNSET,
+        timeout_seconds: int | None = UNSET,
+        depends_on: list[int] | None = None,
+        metadata: dict[str, Any] | None = None,
+        conn: psycopg.AsyncConnection[Any] | None = None,
+    ) -> int:
+        """As Roost.enqueue."""
+        job = JobInsert(
+            task,
+            args,
+            queue,
+            priority,
+            max_attempts,
+            scheduled_at,
+            unique_key,
+            tags,
+            timeout_seconds,
+            depends_on,
+            metadata,
+        )
+        return await self._run(statements.enqueue(self._registry, job), conn)
+
+    async def enqueue_many(self, jobs: Iterable[JobInsert], *, conn: psycopg.AsyncConnection[Any] | None = None) -> int:
+        """As Roost.enqueue_many."""
+        jobs = list(jobs)
+        return await self._run(statements.enqueue_many(self._registry, jobs), conn) if jobs else 0
+
+    async def cancel(self, job_id: int, *, conn: psycopg.AsyncConnection[Any] | None = None) -> JobState:
+        """As Roost.cancel."""
+        return await self._run(statements.cancel(job_id), conn)
+
+    async def retry(self, job_id: int, *, conn: psycopg.AsyncConnection[Any] | None = None) -> JobState:
+        """As Roost.retry."""
+        return await self._run(statements.retry(job_id), conn)
+
+    async def get_job(self, job_id: int, *, conn: psycopg.AsyncConnection[Any] | None = None) -> Job:
+        """As Roost.get_job."""
+        return await self._run(statements.get_job(job_id), conn)
+
+    async def list_jobs(
+        self,
+        *,
+        queue: str | None = None,
+        task: str | None = None,
+        state: str | None = None,
+        before_id: int | None = None,
+        limit: int = 50,
+        conn: psycopg.AsyncConnection[Any] | None = None,
+    ) -> list[Job]:
+        """As Roost.list_jobs."""
+        return await self._run(statements.list_jobs(queue, task, state, before_id, limit), conn)
+
+    async def status(self, *, conn: psycopg.AsyncConnection[Any] | None = None) -> dict[str, dict[JobState, int]]:
+        """As Roost.status."""
+        return await self._run(statements.status(), conn)
+
+    async def pause_queue(self, name: str, *, conn: psycopg.AsyncConnection[Any] | None = None) -> None:
+        """As Roost.pause_queue."""
+        await self._run(statements.set_paused(name, True), conn)
+
+    async def resume_queue(self, name: str, *, conn: psycopg.AsyncConnection[Any] | None = None) -> None:
+        """As Roost.resume_queue."""
+        await self._run(statements.set_paused(name, False), conn)
+
+    async def list_queues(self, *, conn: psycopg.AsyncConnection[Any] | None = None) -> list[QueueInfo]:
+        """As Roost.list_queues."""
+        return await self._run(statements.list_queues(), conn)
+
+    async def list_workers(self, *, conn: psycopg.AsyncConnection[Any] | None = None) -> list[WorkerInfo]:
+        """As Roost.list_workers."""
+        return await self._run(statements.list_workers(), conn)
+
+    async def request_reload(
+        self,
+        *,
+        worker_ids: Sequence[UUID | str] | None = None,
+        hostname: str | None = None,
+        conn: psycopg.AsyncConnection[Any] | None = None,
+    ) -> UUID:
+        """As Roost.request_reload."""
+        return await self._run(statements.request_reload(worker_ids, hostname), conn)
+
+    async def count_discarded(
+        self, queue: str | None = None, task: str | None = None, *, conn: psycopg.AsyncConnection[Any] | None = None
+    ) -> int:
+        """As Roost.count_discarded."""
+        return await self._run(statements.count_discarded(queue, task), conn)
+
+    async def requeue_discarded(
+        self,
+        queue: str | None = None,
+        task: str | None = None,
+        limit: int | None = None,
+        *,
+        progress: Callable[[int], object] | None = None,
+        conn: psycopg.AsyncConnection[Any] | None = None,
+    ) -> int:
+        """As Roost.requeue_discarded."""
+        left = statements.requeue_limit(limit)
+        requeued = after_id = 0
+        while left > requeued:
+            most = min(left - requeued, statements.BATCH_SIZE)
+            batch, after_id = await self._run(statements.requeue_batch(queue, task, after_id, most), conn)
+            if not batch:
+                break
+            requeued += batch
+            if progress is not None:
+                progress(requeued)
+        return requeued
+
+    async def _run(self, statement: Statement[T], conn: psycopg.AsyncConnection[Any] | None) -> T:
+        if conn is not None:
+            return await _execute(statements.usable(conn, psycopg.AsyncConnection, statement.what), statement)
+        async with self._connections.borrow() as own:
+            return await _execute(own, statement)
+
+
+async def _execute(conn: psycopg.AsyncConnection[Any], statement: Statement[T]) -> T:
+    # A cursor of our own choosing: the connection's factories may be any, also server-side cursors.
+    cursor = psycopg.AsyncCursor(conn, row_factory=tuple_row)
+    try:
+        await cursor.execute(statement.sql, statement.parameters)
+        rows = await cursor.fetchall()
+    except (psycopg.Error, UnicodeEncodeError) as error:
+        clearer = statements.explained(error, statement.what, conn)
+        if clearer is None:
+            raise
+        raise clearer from error
+    return statement.read(rows)

@@ -1,0 +1,223 @@
+"""Roost: every operation, for code that waits by blocking."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from datetime import datetime
+from types import TracebackType
+from typing import Any, Self, TypeVar
+from uuid import UUID
+
+import psycopg
+from psycopg.rows import tuple_row
+from pydantic import BaseModel
+
+from . import schema, statements
+from .connections import Connections
+from .fields import UNSET, shows_documented_defaults
+from .registry import DEFAULT_HANDLERS, HandlerRegistry
+from .statements import Statement
+from .types import Job, JobInsert, JobState, QueueInfo, WorkerInfo
+
+T = TypeVar("T")
+
+
+class Roost:
+    """Enqueues jobs and looks after them. May be shared by threads, and lives through a fork.
+
+    Every operation takes `conn=`, a psycopg connection in any state but a failed transaction: the operation is then
+    part of the caller's transaction. Without it the operation is committed on return, on a connection of the client's
+    own, which it opens at the first need. Raises InvalidJobError for a bad argument before anything is sent,
+    SchemaError when the database has no Roost schema or an old one, and what psycopg raises.
+    """
+
+    def __init__(self, dsn: str, *, registry: HandlerRegistry | None = None) -> None:
+        self._connections = Connections(dsn)
+        self._registry = DEFAULT_HANDLERS if registry is None else registry
+
+    def close(self) -> None:
+        """Close the client's idle connections; it may still be used and then opens new ones."""
+        self._connections.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def setup_schema(self, conn: psycopg.Connection[Any] | None = None) -> None:
+        """Bring the schema up to date. Idempotent, and safe for many processes at once. Raises SchemaError."""
+        if conn is not None:
+            schema.apply_migrations(statements.usable(conn, psycopg.Connection, "set up the schema"))
+            return
+        with self._connections.borrow() as own:
+            schema.apply_migrations(own)
+
+    @shows_documented_defaults
+    def enqueue(
+        self,
+        task: str | Callable[..., Any],
+        *,
+        args: dict[str, Any] | BaseModel | None = None,
+        queue: str = UNSET,
+        priority: int = UNSET,
+        max_attempts: int = UNSET,
+        scheduled_at: datetime | None = None,
+        unique_key: str | None = None,
+        tags: list[str] | None = UNSET,
+        timeout_seconds: int | None = UNSET,
+        depends_on: list[int] | None = None,
+        metadata: dict[str, Any] | None = None,
+        conn: psycopg.Connection[Any] | None = None,
+    ) -> int:
+        """Add a job and return its id.
+
+        `task` is a task's name or a function decorated with @job, whose defaults apply to each keyword not passed here.
+        `args` is a JSON object of up to 1 MiB, or a pydantic model; `metadata` likewise, for what is no input of the
+        handler, such as trace ids. The lower `priority` runs first. `scheduled_at` must be aware; without it the job
+        is due at once. `timeout_seconds` counts from the handler's start. unique_key and depends_on are not supported
+        by this version.
+        """
+        job = JobInsert(
+            task,
+            args,
+            queue,
+            priority,
+            max_attempts,
+            scheduled_at,
+            unique_key,
+            tags,
+            timeout_seconds,
+            depends_on,
+            metadata,
+        )
+        return self._run(statements.enqueue(self._registry, job), conn)
+
+    def enqueue_many(self, jobs: Iterable[JobInsert], *, conn: psycopg.Connection[Any] | None = None) -> int:
+        """Add jobs in their order, in one round trip and all or none, and return how many."""
+        jobs = list(jobs)
+        return self._run(statements.enqueue_many(self._registry, jobs), conn) if jobs else 0
+
+    def cancel(self, job_id: int, *, conn: psycopg.Connection[Any] | None = None) -> JobState:
+        """Cancel a waiting job, ask for the cancel of a running one, and return the state it is in then.
+
+        A running job stays `executing` until its handler has ended; a finished job keeps its state. Raises
+        JobNotFoundError.
+        """
+        return self._run(statements.cancel(job_id), conn)
+
+    def retry(self, job_id: int, *, conn: psycopg.Connection[Any] | None = None) -> JobState:
+        """Make a waiting, discarded or cancelled job due now, and return the state it was in.
+
+        A finished one starts again at its first attempt and keeps its errors. Raises JobNotFoundError, and
+        JobStateError for a job that is executing or completed.
+        """
+        return self._run(statements.retry(job_id), conn)
+
+    def get_job(self, job_id: int, *, conn: psycopg.Connection[Any] | None = None) -> Job:
+        """Return a job. Raises JobNotFoundError."""
+        return self._run(statements.get_job(job_id), conn)
+
+    def list_jobs(
+        self,
+        *,
+        queue: str | None = None,
+        task: str | None = None,
+        state: str | None = None,
+        before_id: int | None = None,
+        limit: int = 50,
+        conn: psycopg.Connection[Any] | None = None,
+    ) -> list[Job]:
+        """Return the newest jobs that match all filters, newest first.
+
+        For the page after, pass the id of the last one as `before_id`.
+        """
+        return self._run(statements.list_jobs(queue, task, state, before_id, limit), conn)
+
+    def status(self, *, conn: psycopg.Connection[Any] | None = None) -> dict[str, dict[JobState, int]]:
+        """Count the jobs of each queue that has any by state, zeros included. Exact, so it reads all jobs."""
+        return self._run(statements.status(), conn)
+
+    def pause_queue(self, name: str, *, conn: psycopg.Connection[Any] | None = None) -> None:
+        """Stop workers from starting jobs of a queue; those that run go on. Idempotent."""
+        self._run(statements.set_paused(name, True), conn)
+
+    def resume_queue(self, name: str, *, conn: psycopg.Connection[Any] | None = None) -> None:
+        """Let workers start jobs of a queue again. Idempotent."""
+        self._run(statements.set_paused(name, False), conn)
+
+    def list_queues(self, *, conn: psycopg.Connection[Any] | None = None) -> list[QueueInfo]:
+        """Return every queue that has an unfinished job or a worker, or was paused once, by name."""
+        return self._run(statements.list_queues(), conn)
+
+    def list_workers(self, *, conn: psycopg.Connection[Any] | None = None) -> list[WorkerInfo]:
+        """Return the workers, the longest running first."""
+        return self._run(statements.list_workers(), conn)
+
+    def request_reload(
+        self,
+        *,
+        worker_ids: Sequence[UUID | str] | None = None,
+        hostname: str | None = None,
+        conn: psycopg.Connection[Any] | None = None,
+    ) -> UUID:
+        """Ask workers to reload, all or those given, and return the id of the request.
+
+        A worker answers in its metadata: {"reload": {"request": id, "ok": bool, "error": text, "generation": int}}.
+        Raises RoostError when no worker matches.
+        """
+        return self._run(statements.request_reload(worker_ids, hostname), conn)
+
+    def count_discarded(
+        self, queue: str | None = None, task: str | None = None, *, conn: psycopg.Connection[Any] | None = None
+    ) -> int:
+        """Count what requeue_discarded would requeue."""
+        return self._run(statements.count_discarded(queue, task), conn)
+
+    def requeue_discarded(
+        self,
+        queue: str | None = None,
+        task: str | None = None,
+        limit: int | None = None,
+        *,
+        progress: Callable[[int], object] | None = None,
+        conn: psycopg.Connection[Any] | None = None,
+    ) -> int:
+        """Let discarded jobs start again at their first attempt, their errors kept, and return how many.
+
+        In batches, each committed by itself unless `conn` is given, so that no lock is held for long. `progress` is
+        called after each with the number so far.
+        """
+        left = statements.requeue_limit(limit)
+        requeued = after_id = 0
+        while left > requeued:
+            most = min(left - requeued, statements.BATCH_SIZE)
+            batch, after_id = self._run(statements.requeue_batch(queue, task, after_id, most), conn)
+            if not batch:
+                break
+            requeued += batch
+            if progress is not None:
+                progress(requeued)
+        return requeued
+
+    def _run(self, statement: Statement[T], conn: psycopg.Connection[Any] | None) -> T:
+        if conn is not None:
+            return _execute(statements.usable(conn, psycopg.Connection, statement.what), statement)
+        with self._connections.borrow() as own:
+            return _execute(own, statement)
+
+
+def _execute(conn: psycopg.Connection[Any], statement: Statement[T]) -> T:
+    # A cursor of our own choosing: the connection's factories may be any, also server-side cursors.
+    cursor = psycopg.Cursor(conn, row_factory=tuple_row)
+    try:
+        cursor.execute(statement.sql, statement.parameters)
+        rows = cursor.fetchall()
+    except (psycopg.Error, UnicodeEncodeError) as error:
+        clearer = statements.explained(error, statement.what, conn)
+        if clearer is None:
+            raise
+        raise clearer from error
+    return statement.read(rows)

@@ -1,0 +1,162 @@
+"""The connections a client opens for itself: in autocommit, kept open for the next call, never shared with a fork.
+
+Not a pool with threads: a client must be able to live in a process that forks. Knows nothing of jobs.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import select
+import threading
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
+from typing import Any, Generic, TypeVar
+
+import psycopg
+from psycopg.conninfo import conninfo_to_dict
+from psycopg.pq import TransactionStatus
+
+from .errors import RoostError
+
+MAX_CONNECTIONS = 10  # open at once, of one client in one process (and event loop); more callers wait for one
+
+# No prepared statements: behind PgBouncer in transaction mode the next statement may run on another server connection.
+_OPTIONS: dict[str, Any] = {
+    "autocommit": True,
+    "prepare_threshold": None,
+    "fallback_application_name": "roost_client",
+}
+
+
+class _OwnConnection(psycopg.Connection[Any]):
+    # psycopg warns of a connection that was not closed. These are meant to stay open until the process ends; libpq
+    # closes them then, and psycopg sees to it that a forked child does not.
+    def __del__(self, *_: object) -> None:
+        pass
+
+
+class _OwnAsyncConnection(psycopg.AsyncConnection[Any]):
+    def __del__(self, *_: object) -> None:
+        pass
+
+
+C = TypeVar("C", _OwnConnection, _OwnAsyncConnection)
+
+
+class _Idle(Generic[C]):
+    """The open connections nobody uses. Appending and popping are atomic, so that threads need no lock."""
+
+    def __init__(self) -> None:
+        self._connections: list[C] = []
+
+    def take(self) -> C | None:
+        while self._connections:
+            try:
+                connection = self._connections.pop()
+            except IndexError:  # another thread was faster
+                break
+            if _is_usable(connection):
+                return connection
+            connection.pgconn.finish()
+        return None
+
+    def give(self, connection: C) -> None:
+        # A statement that was interrupted may leave results to be read, or a transaction open.
+        if connection.pgconn.transaction_status == TransactionStatus.IDLE:
+            self._connections.append(connection)
+        else:
+            connection.pgconn.finish()
+
+    def close(self) -> None:
+        while self._connections:
+            self._connections.pop().pgconn.finish()
+
+
+class Connections:
+    """Connections for threads."""
+
+    def __init__(self, dsn: str) -> None:
+        self._dsn = check_dsn(dsn)
+        self._start_afresh()
+
+    def _start_afresh(self) -> None:
+        self._pid = os.getpid()
+        self._idle: _Idle[_OwnConnection] = _Idle()
+        self._free = threading.Semaphore(MAX_CONNECTIONS)
+
+    @contextmanager
+    def borrow(self) -> Iterator[psycopg.Connection[Any]]:
+        """Lend a connection. One that broke while nobody used it is replaced; one that breaks in use is not."""
+        if self._pid != os.getpid():
+            self._start_afresh()  # after a fork: what was open is the parent's, and its semaphore may be held for ever
+        with self._free:
+            connection = self._idle.take() or _OwnConnection.connect(self._dsn, **_OPTIONS)
+            try:
+                yield connection
+            finally:
+                self._idle.give(connection)
+
+    def close(self) -> None:
+        """Close the connections that nobody uses. A later borrow opens new ones."""
+        if self._pid == os.getpid():
+            self._idle.close()
+
+
+class AsyncConnections:
+    """Connections for the tasks of event loops, each loop with its own."""
+
+    def __init__(self, dsn: str) -> None:
+        self._dsn = check_dsn(dsn)
+        self._start_afresh()
+
+    def _start_afresh(self) -> None:
+        self._pid = os.getpid()
+        self._of_loop: dict[asyncio.AbstractEventLoop, tuple[_Idle[_OwnAsyncConnection], asyncio.Semaphore]] = {}
+
+    @asynccontextmanager
+    async def borrow(self) -> AsyncIterator[psycopg.AsyncConnection[Any]]:
+        """As Connections.borrow."""
+        if self._pid != os.getpid():
+            self._start_afresh()
+        loop = asyncio.get_running_loop()
+        if loop not in self._of_loop:
+            for other in list(self._of_loop):
+                if other.is_closed():
+                    self._of_loop.pop(other)[0].close()
+            self._of_loop[loop] = (_Idle(), asyncio.Semaphore(MAX_CONNECTIONS))
+        idle, free = self._of_loop[loop]
+        async with free:
+            connection = idle.take() or await _OwnAsyncConnection.connect(self._dsn, **_OPTIONS)
+            try:
+                yield connection
+            finally:
+                idle.give(connection)
+
+    def close(self) -> None:
+        """As Connections.close, for all loops."""
+        if self._pid == os.getpid():
+            for idle, _ in list(self._of_loop.values()):
+                idle.close()
+
+
+def check_dsn(dsn: str) -> str:
+    """Return the DSN. Raises RoostError, which doesn't show it (it may hold a password), when libpq can't read it."""
+    if not isinstance(dsn, str):
+        raise RoostError(f"cannot use a {type(dsn).__name__} as DSN: pass a postgresql:// URL, or key=value pairs")
+    try:
+        conninfo_to_dict(dsn)
+    except psycopg.ProgrammingError:
+        raise RoostError(
+            "cannot use the DSN: it must be a postgresql:// URL, or key=value pairs such as 'host=db dbname=app'"
+        ) from None
+    return dsn
+
+
+def _is_usable(connection: psycopg.Connection[Any] | psycopg.AsyncConnection[Any]) -> bool:
+    """Whether the connection is open and quiet. A server that went away, or has something to say, is readable."""
+    if connection.closed:
+        return False
+    poll = select.poll()
+    poll.register(connection.fileno(), select.POLLIN)
+    return not poll.poll(0)

@@ -1,0 +1,608 @@
+"""Every client operation as a value: the SQL, its parameters, and how to read the rows it returns.
+
+Arguments are checked here, before anything is sent, so that no failure of ours leaves the caller's
+transaction aborted. Roost and AsyncRoost differ only in how they wait for a Statement's rows. All parameters
+are text with a cast in the SQL: that reads the same under every cursor class and whatever adapters the
+connection has.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any, Generic, LiteralString, TypeVar
+from uuid import UUID, uuid4
+
+import psycopg
+from psycopg.pq import TransactionStatus
+from pydantic import BaseModel
+
+from . import fields
+from .arguments import object_text
+from .errors import InvalidJobError, JobNotFoundError, JobStateError, RoostError, SchemaError
+from .fields import DOCUMENTED_DEFAULTS, Refused
+from .registry import HandlerRegistry, HandlerSpec
+from .types import Job, JobInsert, JobState, QueueInfo, TaskDefaults, WorkerInfo
+
+T = TypeVar("T")
+Rows = list[tuple[Any, ...]]
+
+MAX_MESSAGE_BYTES = 900_000_000  # PostgreSQL takes values of up to 1 GB
+SEPARATOR = "\x01"  # between the argument texts of a bulk: JSON text never holds it unescaped
+BATCH_SIZE = 1000  # jobs that one requeue statement locks: some tens of milliseconds
+
+_NO_DEFAULTS = TaskDefaults()
+
+
+@dataclass(frozen=True, slots=True)
+class Statement(Generic[T]):
+    """`what` is what it does, for errors: "enqueue 'send_receipt'"."""
+
+    what: str
+    sql: LiteralString
+    parameters: Sequence[str]
+    read: Callable[[Rows], T]
+
+
+@dataclass(frozen=True, slots=True)
+class Kind:
+    """The checked fields of a job but its args; many jobs of a bulk share one. Times and metadata are texts."""
+
+    task: str
+    queue: str
+    priority: int
+    max_attempts: int
+    scheduled_at: str | None
+    tags: tuple[str, ...]
+    timeout_seconds: int | None
+    metadata: str | None
+    args_model: type[BaseModel] | None
+
+
+def enqueue(registry: HandlerRegistry, job: JobInsert) -> Statement[int]:
+    """Add one job; read its id."""
+    try:
+        kind = _kind(registry, job)
+        args_text = _args_text(job.args, kind)
+    except Refused as refused:
+        raise refused.as_invalid_job(f"enqueue {_task_shown(job.task)}") from None
+
+    # Only what differs from roost.enqueue's own defaults is sent.
+    sql: LiteralString = "SELECT roost.enqueue(task => %s::text, args => %s::jsonb"
+    parameters = [kind.task, args_text]
+    if kind.queue != "default":
+        sql += ", queue => %s::text"
+        parameters.append(kind.queue)
+    if kind.priority != 0:
+        sql += ", priority => %s::integer"
+        parameters.append(str(kind.priority))
+    if kind.max_attempts != 20:
+        sql += ", max_attempts => %s::integer"
+        parameters.append(str(kind.max_attempts))
+    if kind.scheduled_at is not None:
+        sql += ", scheduled_at => %s::timestamptz"
+        parameters.append(kind.scheduled_at)
+    if kind.tags:
+        sql += ", tags => %s::text[]"
+        parameters.append(_array_text(kind.tags))
+    if kind.timeout_seconds is not None:
+        sql += ", timeout_seconds => %s::integer"
+        parameters.append(str(kind.timeout_seconds))
+    if kind.metadata is not None:
+        sql += ", metadata => %s::jsonb"
+        parameters.append(kind.metadata)
+    return Statement(f"enqueue {kind.task!r}", sql + ")", parameters, _integer)
+
+
+def enqueue_many(registry: HandlerRegistry, jobs: Sequence[JobInsert]) -> Statement[int]:
+    """Add many jobs, at least one, in one round trip; each distinct combination of fields is sent once."""
+    what = f"enqueue {len(jobs)} jobs"
+    numbers: dict[Kind, int] = {}
+    known: dict[tuple[object, ...] | None, tuple[int, Kind]] = {}
+    kind_of: list[str] = []
+    args_texts: list[str] = []
+    try:
+        for job in jobs:
+            if not isinstance(job, JobInsert):
+                raise Refused("", f"must be a JobInsert, not {fields.shown(job)}")
+            key = _key(job)
+            try:
+                found = known.get(key)
+            except TypeError:  # a field holds what no job can have, such as a list as queue
+                key, found = None, None
+            if found is None:
+                kind = _kind(registry, job)
+                found = numbers.setdefault(kind, len(numbers) + 1), kind
+                if key is not None:
+                    known[key] = found
+            number, kind = found
+            args_texts.append(_args_text(job.args, kind))
+            kind_of.append(str(number))
+    except Refused as refused:
+        raise refused.as_invalid_job(what, f"jobs[{len(args_texts)}]" + ("." if refused.path else "")) from None
+
+    kinds_text = "[" + ",".join(map(_kind_text, numbers)) + "]"
+    args_text = SEPARATOR.join(args_texts)
+    size_bytes = _size_bytes(kinds_text) + _size_bytes(args_text)
+    if size_bytes > MAX_MESSAGE_BYTES:
+        raise InvalidJobError(
+            f"cannot {what}: they take {size_bytes} bytes, more than {MAX_MESSAGE_BYTES}; enqueue them in parts",
+            "jobs",
+        )
+    return Statement(
+        what,
+        "SELECT roost.enqueue_many(%s::json, %s::integer[], string_to_array(%s::text, E'\\x01'))",
+        (kinds_text, "{" + ",".join(kind_of) + "}", args_text),
+        _integer,
+    )
+
+
+def cancel(job_id: int) -> Statement[JobState]:
+    """Cancel a waiting job, ask for the cancel of a running one; read the state it is in then."""
+    checked = _job_id("cancel", job_id)
+
+    def read(rows: Rows) -> JobState:
+        if rows[0][0] is None:
+            raise _no_job("cancel", checked)
+        return JobState(rows[0][0])
+
+    return Statement(f"cancel job {checked}", "SELECT roost.cancel(%s::bigint)", (str(checked),), read)
+
+
+def retry(job_id: int) -> Statement[JobState]:
+    """Make a job due now; read the state it had."""
+    checked = _job_id("retry", job_id)
+
+    def read(rows: Rows) -> JobState:
+        if rows[0][0] is None:
+            raise _no_job("retry", checked)
+        state = JobState(rows[0][0])
+        if state in (JobState.COMPLETED, JobState.EXECUTING):
+            raise JobStateError(
+                f"cannot retry job {checked}: it is {state}; only a waiting, discarded or cancelled job can be", state
+            )
+        return state
+
+    return Statement(f"retry job {checked}", "SELECT roost.retry(%s::bigint)", (str(checked),), read)
+
+
+# One column of all that is not JSON, in UTC, and one for each that is, since a row written by other than this
+# client may hold JSON that Python cannot read.
+_JOB_COLUMNS: LiteralString = """\
+json_build_object(
+    'id', id, 'queue', queue, 'task', task, 'state', state, 'priority', priority, 'attempt', attempt,
+    'max_attempts', max_attempts, 'scheduled_at', scheduled_at, 'attempted_at', attempted_at,
+    'completed_at', completed_at, 'cancelled_at', cancelled_at, 'discarded_at', discarded_at,
+    'unique_key', unique_key, 'inserted_at', inserted_at, 'tags', tags, 'timeout_seconds', timeout_seconds,
+    'cancel_requested', cancel_requested, 'depends_on', depends_on)::text,
+args::text, errors::text, result::text, metadata::text"""
+
+
+def get_job(job_id: int) -> Statement[Job]:
+    """Read one job."""
+    checked = _job_id("get", job_id)
+
+    def read(rows: Rows) -> Job:
+        if not rows:
+            raise _no_job("get", checked)
+        return _job(rows[0])
+
+    sql: LiteralString = f"SELECT {_JOB_COLUMNS} FROM roost.jobs WHERE id = %s::bigint"
+    return Statement(f"get job {checked}", sql, (str(checked),), read)
+
+
+def list_jobs(
+    queue: str | None, task: str | None, state: str | None, before_id: int | None, limit: int
+) -> Statement[list[Job]]:
+    """Read the newest jobs that match, newest first, below `before_id`."""
+    conditions: list[LiteralString] = []
+    parameters: list[str] = []
+    with _refusing("list jobs"):
+        if queue is not None:
+            conditions.append("queue = %s::text")
+            parameters.append(fields.name("queue", queue))
+        if task is not None:
+            conditions.append("task = %s::text")
+            parameters.append(fields.name("task", task))
+        if state is not None:
+            conditions.append("state = %s::text")
+            parameters.append(_state(state))
+            if parameters[-1] == JobState.EXECUTING:
+                conditions.append("id IN (SELECT job_id FROM roost.claims)")  # few, instead of all rows
+        if before_id is not None:
+            conditions.append("id < %s::bigint")
+            parameters.append(str(fields.integer("before_id", before_id, 0, fields.INT8_MAX)))
+        parameters.append(str(fields.integer("limit", limit, least=1)))
+    where: LiteralString = "WHERE " + " AND ".join(conditions) + " " if conditions else ""
+    sql: LiteralString = f"SELECT {_JOB_COLUMNS} FROM roost.jobs {where}ORDER BY id DESC LIMIT %s::integer"
+    return Statement("list jobs", sql, parameters, lambda rows: [_job(row) for row in rows])
+
+
+def status() -> Statement[dict[str, dict[JobState, int]]]:
+    """Count all jobs by queue and state: one pass over job_rows, corrected by what is claimed."""
+
+    def read(rows: Rows) -> dict[str, dict[JobState, int]]:
+        counts: dict[str, dict[JobState, int]] = {}
+        for queue, state, count in rows:
+            counts.setdefault(queue, dict.fromkeys(JobState, 0))[JobState(state)] = int(count)
+        return counts
+
+    return Statement(
+        "count jobs",
+        """\
+WITH claimed AS (
+    SELECT j.queue, j.state, count(*) AS jobs
+      FROM roost.claims c JOIN roost.job_rows j ON j.id = c.job_id
+     GROUP BY j.queue, j.state
+), counted AS (
+    SELECT queue, state, count(*) AS jobs FROM roost.job_rows GROUP BY queue, state
+    UNION ALL
+    SELECT queue, state, -jobs FROM claimed
+    UNION ALL
+    SELECT queue, 'executing', jobs FROM claimed
+)
+SELECT queue, state, sum(jobs) FROM counted GROUP BY queue, state HAVING sum(jobs) > 0 ORDER BY queue, state""",
+        (),
+        read,
+    )
+
+
+def set_paused(queue: str, paused: bool) -> Statement[None]:
+    """Pause or resume a queue, and tell the workers."""
+    what = f"{'pause' if paused else 'resume'} queue {fields.shown(queue)}"
+    with _refusing(what):
+        name = fields.name("name", queue)
+    return Statement(
+        what,
+        """\
+WITH changed AS (
+    INSERT INTO roost.queues AS q (name, paused, paused_at)
+    VALUES (%s::text, %s::boolean, CASE WHEN %s::boolean THEN now() END)
+    ON CONFLICT (name) DO UPDATE
+       SET paused = excluded.paused, updated_at = now(),
+           paused_at = CASE WHEN excluded.paused THEN coalesce(q.paused_at, now()) END
+    RETURNING name, paused
+)
+SELECT pg_notify('roost_queue_changed', name), CASE WHEN NOT paused THEN roost.notify_idle(name) END FROM changed""",
+        (name, str(paused), str(paused)),
+        _nothing,
+    )
+
+
+def list_queues() -> Statement[list[QueueInfo]]:
+    """Read every queue that has an unfinished job, a worker, or ever was paused."""
+    return Statement(
+        "list queues",
+        """\
+WITH ready AS (
+    SELECT queue, count(*) AS jobs FROM roost.ready GROUP BY queue
+), scheduled AS (
+    SELECT queue, count(*) AS jobs FROM roost.scheduled GROUP BY queue
+), executing AS (
+    SELECT j.queue, count(*) AS jobs
+      FROM roost.claims c JOIN roost.job_rows j ON j.id = c.job_id
+     GROUP BY j.queue
+), named AS (
+    SELECT name FROM roost.queues
+    UNION SELECT unnest(queues) FROM roost.workers
+    UNION SELECT queue FROM ready
+    UNION SELECT queue FROM scheduled
+    UNION SELECT queue FROM executing
+)
+SELECT n.name, coalesce(q.paused, false), coalesce(r.jobs, 0), coalesce(s.jobs, 0), coalesce(e.jobs, 0)
+  FROM named n
+  LEFT JOIN roost.queues q ON q.name = n.name
+  LEFT JOIN ready r ON r.queue = n.name
+  LEFT JOIN scheduled s ON s.queue = n.name
+  LEFT JOIN executing e ON e.queue = n.name
+ ORDER BY n.name""",
+        (),
+        lambda rows: [QueueInfo(*row) for row in rows],
+    )
+
+
+def list_workers() -> Statement[list[WorkerInfo]]:
+    """Read every worker that has a row, the oldest first."""
+
+    def read(rows: Rows) -> list[WorkerInfo]:
+        workers = []
+        for (row,) in rows:
+            worker = json.loads(row)
+            for key in ("started_at", "last_seen_at"):
+                worker[key] = datetime.fromisoformat(worker[key])
+            for key in ("id", "reload_request"):
+                worker[key] = worker[key] and UUID(worker[key])
+            workers.append(WorkerInfo(**{**worker, "queues": tuple(worker["queues"])}))
+        return workers
+
+    return Statement(
+        "list workers",
+        """\
+SELECT json_build_object(
+           'id', id, 'name', name, 'hostname', hostname, 'pid', pid, 'queues', queues, 'concurrency',
+           concurrency, 'inflight', inflight, 'started_at', started_at, 'last_seen_at', last_seen_at,
+           'reload_request', reload_request, 'metadata', metadata)::text
+  FROM roost.workers
+ ORDER BY started_at, id""",
+        (),
+        read,
+    )
+
+
+def request_reload(worker_ids: Sequence[UUID | str] | None, hostname: str | None) -> Statement[UUID]:
+    """Ask workers to reload; read the id of the request, which each answers in its metadata."""
+    request = uuid4()
+    conditions: list[LiteralString] = []
+    parameters = [str(request)]
+    with _refusing("request a reload"):
+        if worker_ids is not None:
+            conditions.append("id = ANY (%s::uuid[])")
+            parameters.append(_array_text([_uuid(f"worker_ids[{i}]", id) for i, id in enumerate(worker_ids)]))
+        if hostname is not None:
+            conditions.append("hostname = %s::text")
+            parameters.append(fields.text("hostname", hostname))
+    where: LiteralString = "WHERE " + " AND ".join(conditions) + " " if conditions else ""
+
+    def read(rows: Rows) -> UUID:
+        if not rows:
+            raise RoostError("cannot request a reload: no such worker is running; see `roostctl workers`")
+        return request
+
+    return Statement(
+        "request a reload",
+        f"""\
+WITH asked AS (
+    UPDATE roost.workers SET reload_request = %s::uuid {where}RETURNING id
+)
+SELECT pg_notify('roost_reload', id::text) FROM asked""",
+        parameters,
+        read,
+    )
+
+
+def count_discarded(queue: str | None, task: str | None) -> Statement[int]:
+    """Count the discarded jobs of a queue and task."""
+    where, parameters = _discarded("count discarded jobs", queue, task)
+    sql: LiteralString = f"SELECT count(*) FROM roost.job_rows WHERE {where}"
+    return Statement("count discarded jobs", sql, parameters, _integer)
+
+
+def requeue_batch(queue: str | None, task: str | None, after_id: int, limit: int) -> Statement[tuple[int, int]]:
+    """Requeue the first discarded jobs after `after_id`; read how many, and the id of the last.
+
+    Jobs that another transaction holds are passed over.
+    """
+    where, parameters = _discarded("requeue discarded jobs", queue, task)
+    sql: LiteralString = f"""\
+WITH batch AS MATERIALIZED (
+    SELECT id FROM roost.job_rows
+     WHERE {where} AND id > %s::bigint
+     ORDER BY id LIMIT %s::integer
+       FOR UPDATE SKIP LOCKED
+), requeued AS (
+    UPDATE roost.job_rows j
+       SET state = 'available', attempt = 0, crashes = 0, scheduled_at = now(), cancel_requested = false,
+           discarded_at = NULL
+      FROM batch
+     WHERE j.id = batch.id AND j.state = 'discarded'
+    RETURNING j.id, j.queue, j.priority, j.scheduled_at
+), due AS (
+    INSERT INTO roost.ready (queue, priority, scheduled_at, job_id)
+    SELECT queue, priority, scheduled_at, id FROM requeued
+), told AS MATERIALIZED (
+    SELECT roost.notify_idle(queue) FROM (SELECT DISTINCT queue FROM requeued) AS queues
+)
+SELECT count(*), coalesce(max(id), 0), (SELECT count(*) FROM told) FROM requeued"""
+    return Statement(
+        "requeue discarded jobs",
+        sql,
+        (*parameters, str(after_id), str(limit)),
+        lambda rows: (int(rows[0][0]), int(rows[0][1])),
+    )
+
+
+def requeue_limit(limit: int | None) -> int:
+    """Return the number of jobs to requeue at most."""
+    with _refusing("requeue discarded jobs"):
+        return fields.INT8_MAX if limit is None else fields.integer("limit", limit, 1, fields.INT8_MAX)
+
+
+C = TypeVar("C", psycopg.Connection[Any], psycopg.AsyncConnection[Any])
+
+
+def usable(conn: C, kind: type[C], what: str) -> C:
+    """Return the caller's connection. Raises InvalidJobError for one that a statement could only fail on."""
+    if not isinstance(conn, kind):
+        other = {psycopg.Connection: psycopg.AsyncConnection, psycopg.AsyncConnection: psycopg.Connection}[kind]
+        client = "AsyncRoost" if kind is psycopg.Connection else "Roost"
+        hint = f": that goes with {client}" if isinstance(conn, other) else ""
+        raise InvalidJobError(
+            f"cannot {what}: conn must be a psycopg.{kind.__name__}, not a {type(conn).__qualname__}{hint}", "conn"
+        )
+    if conn.closed:
+        raise InvalidJobError(f"cannot {what}: conn is closed", "conn")
+    if conn.pgconn.transaction_status == TransactionStatus.INERROR:
+        raise InvalidJobError(f"cannot {what}: the transaction of conn has failed already; roll it back first", "conn")
+    return conn
+
+
+def explained(
+    error: Exception, what: str, conn: psycopg.Connection[Any] | psycopg.AsyncConnection[Any]
+) -> RoostError | None:
+    """Return a clearer error for one of a missing schema or an encoding, None for any other."""
+    if isinstance(error, UnicodeEncodeError):
+        return InvalidJobError(f"cannot {what}: client_encoding of conn cannot hold it: {error}", "conn")
+    missing = (psycopg.errors.InvalidSchemaName, psycopg.errors.UndefinedTable, psycopg.errors.UndefinedFunction)
+    if isinstance(error, missing) and "roost" in str(error):
+        return SchemaError(
+            f"cannot {what}: the schema roost of database {conn.info.dbname!r} is missing or out of date;"
+            " run `roostctl migrate up`, or call setup_schema()",
+            "missing" if isinstance(error, psycopg.errors.InvalidSchemaName) else "outdated",
+        )
+    return None
+
+
+# Below: how the operations above check and write what they are given.
+
+
+def _kind(registry: HandlerRegistry, job: JobInsert) -> Kind:
+    task, spec = _task(registry, job.task)
+    passed = job.passed
+    defaults = _NO_DEFAULTS if spec is None else spec.defaults
+
+    def field(name: str, check: Callable[[str, Any], Any]) -> Any:
+        if name not in passed:
+            default = getattr(defaults, name)  # checked when the task was registered
+            return DOCUMENTED_DEFAULTS[name] if default is None else default
+        return check(name, getattr(job, name))
+
+    if job.unique_key is not None:
+        raise Refused("unique_key", "is not supported by this version: leave it out")
+    if job.depends_on:
+        raise Refused("depends_on", "is not supported by this version: leave it out")
+    return Kind(
+        task,
+        field("queue", fields.name),
+        field("priority", fields.integer),
+        field("max_attempts", fields.count),
+        None if job.scheduled_at is None else fields.time("scheduled_at", job.scheduled_at),
+        field("tags", fields.tags) or (),
+        field("timeout_seconds", fields.optional_count),
+        None if job.metadata is None else object_text("metadata", job.metadata),
+        None if spec is None else spec.args_model,
+    )
+
+
+def _key(job: JobInsert) -> tuple[object, ...] | None:
+    """What tells whether another job of a bulk has the same Kind; None when that takes a closer look."""
+    if (
+        # What compares equal and yet may be refused: True and 1.0 are no integers.
+        type(job.priority) is not int
+        or type(job.max_attempts) is not int
+        or type(job.timeout_seconds) not in (int, type(None))
+        or (job.tags is not None and type(job.tags) not in (list, tuple))
+        or job.metadata is not None
+        or job.unique_key is not None
+        or job.depends_on is not None
+    ):
+        return None
+    tags = job.tags if job.tags is None else tuple(job.tags)
+    return (
+        job.task,
+        job.queue,
+        job.priority,
+        job.max_attempts,
+        job.scheduled_at,
+        tags,
+        job.timeout_seconds,
+        job.passed,
+    )
+
+
+def _task(registry: HandlerRegistry, task: str | Callable[..., Any]) -> tuple[str, HandlerSpec | None]:
+    if isinstance(task, str) or not callable(task):
+        name = fields.name("task", task)
+        return name, registry.get(name)
+    names = registry.names_of(task)
+    if len(names) == 1:
+        return names[0], registry.get(names[0])
+    if not names:
+        raise Refused("task", "is not registered: decorate it with @job, or pass the task's name")
+    raise Refused("task", f"is registered as {' and '.join(map(repr, names))}: pass one of these names")
+
+
+def _task_shown(task: object) -> str:
+    return fields.shown(task) if isinstance(task, str) else getattr(task, "__qualname__", fields.shown(task))
+
+
+def _args_text(args: object, kind: Kind) -> str:
+    if args is None:
+        if kind.args_model is None:
+            return "{}"
+        args = {}
+    return object_text("args", args, kind.args_model)
+
+
+def _kind_text(kind: Kind) -> str:
+    scalars = json.dumps(
+        {
+            "task": kind.task,
+            "queue": kind.queue,
+            "priority": kind.priority,
+            "max_attempts": kind.max_attempts,
+            "scheduled_at": kind.scheduled_at,
+            "tags": kind.tags or None,
+            "timeout_seconds": kind.timeout_seconds,
+        },
+        ensure_ascii=False,
+    )
+    return f'{scalars[:-1]}, "metadata": {kind.metadata}}}' if kind.metadata else scalars
+
+
+def _size_bytes(text: str) -> int:
+    return len(text) if text.isascii() else len(text.encode())
+
+
+def _array_text(values: Sequence[str]) -> str:
+    quoted = [value.replace("\\", "\\\\").replace('"', '\\"') for value in values]
+    return '{"' + '","'.join(quoted) + '"}' if values else "{}"
+
+
+def _integer(rows: Rows) -> int:
+    return int(rows[0][0])
+
+
+def _nothing(rows: Rows) -> None:
+    return None
+
+
+def _job(row: tuple[Any, ...]) -> Job:
+    columns, args, errors, result, metadata = row
+    return Job.from_row({**json.loads(columns), "args": args, "errors": errors, "result": result, "metadata": metadata})
+
+
+def _job_id(verb: str, job_id: int) -> int:
+    with _refusing(f"{verb} job {fields.shown(job_id)}"):
+        return fields.integer("job_id", job_id, -fields.INT8_MAX - 1, fields.INT8_MAX)
+
+
+def _no_job(verb: str, job_id: int) -> JobNotFoundError:
+    return JobNotFoundError(f"cannot {verb} job {job_id}: there is no such job")
+
+
+def _state(value: str) -> str:
+    try:
+        return JobState(value).value
+    except ValueError:
+        raise Refused("state", f"must be one of {', '.join(JobState)}, not {fields.shown(value)}") from None
+
+
+def _uuid(path: str, value: UUID | str) -> str:
+    try:
+        return str(value if isinstance(value, UUID) else UUID(value))
+    except (ValueError, AttributeError, TypeError):
+        raise Refused(path, f"must be a UUID, not {fields.shown(value)}") from None
+
+
+def _discarded(what: str, queue: str | None, task: str | None) -> tuple[LiteralString, tuple[str, ...]]:
+    where: LiteralString = "state = 'discarded'"
+    parameters: tuple[str, ...] = ()
+    with _refusing(what):
+        if queue is not None:
+            where += " AND queue = %s::text"
+            parameters += (fields.name("queue", queue),)
+        if task is not None:
+            where += " AND task = %s::text"
+            parameters += (fields.name("task", task),)
+    return where, parameters
+
+
+@contextmanager
+def _refusing(what: str) -> Iterator[None]:
+    try:
+        yield
+    except Refused as refused:
+        raise refused.as_invalid_job(what) from None
