@@ -54,7 +54,7 @@ def descendants_of(pid: int) -> list[int]:
 
 
 def started_ticks_of(pid: int) -> int | None:
-    """A process's start time in clock ticks since boot (proc(5), stat, field 22); None when there is no such process."""
+    """A process's start time in clock ticks since boot (proc(5), stat, field 22); None where there is none."""
     try:
         stat = Path(f"/proc/{pid}/stat").read_text(errors="replace")
     except (FileNotFoundError, ProcessLookupError):

@@ -1,1 +1,1 @@
-"""What Roost decides, apart from how it is carried out: events in, actions out. No I/O, no clock, no randomness of its own."""
+"""What Roost decides, apart from how it is carried out: events in, actions out. No I/O, no clock."""

@@ -74,10 +74,7 @@ class Claimer:
         self._wake.set()
 
     async def run(self) -> None:
-        while not self.stopped:
-            await self._wait()
-            if self.stopped:
-                return
+        while await self._wait():
             try:
                 await self._step()
                 if not self.database_up:
@@ -116,8 +113,8 @@ class Claimer:
         except TimeoutError:
             return
 
-    async def _wait(self) -> None:
-        """Until a pool wants a claim that may find something, or due jobs are to be made ready."""
+    async def _wait(self) -> bool:
+        """Waits until there is something to ask the database; False when no more is to be asked."""
         while not self.stopped and not self._check_claims:
             self._wake.clear()
             now = self._loop.time()
@@ -126,8 +123,9 @@ class Claimer:
                 if run.pool.demand():
                     at = min(at, run.demand.claim_at())
             if at <= now:
-                return
+                break
             await self._sleep(at - now)
+        return not self.stopped
 
     async def _step(self) -> None:
         """One round trip of claims; with the promotion of due jobs, when that is due, in one transaction."""

@@ -98,17 +98,19 @@ class Link:
         try:
             done, _ = await asyncio.wait({task}, timeout=self._timeout_seconds)
         except asyncio.CancelledError:
-            self._hang_up(conn)
-            await asyncio.wait({task}, timeout=1)
+            await self._give_up(conn, task)
             raise
         if not done:
-            # Cancelling would ask the server politely and wait for it, which is just what does not answer.
-            self._hang_up(conn)
-            await asyncio.wait({task}, timeout=1)
-            if not task.done() or task.exception() is None:
-                task.cancel()
+            await self._give_up(conn, task)
             raise DatabaseGone(f"no answer within {self._timeout_seconds:g} s")
         return task.result()
+
+    async def _give_up(self, conn: AsyncConnection, task: asyncio.Future[T]) -> None:
+        # Cancelling alone would ask the server politely and wait for it, which is just what does not answer.
+        self._hang_up(conn)
+        await asyncio.wait({task}, timeout=1)
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
 
     def _hang_up(self, conn: AsyncConnection) -> None:
         """Ends the connection from this side; a wait for the server's answer ends with an error at once."""

@@ -1,4 +1,4 @@
-"""Hears what others tell this worker: new jobs, cancels, paused queues, reload requests. Hints only: see core/demand.py.
+"""Hears of new jobs, cancels, paused queues and reload requests. All of it hints: see core/demand.py.
 
 A connection that is dead but open is found out by asking it something now and then; what was missed meanwhile the
 polls and the heartbeat bring in.

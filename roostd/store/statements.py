@@ -10,7 +10,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib.resources import files
-from typing import Any, LiteralString, NamedTuple, cast
+from typing import Any, LiteralString, NamedTuple
 from uuid import UUID
 
 from psycopg import AsyncConnection
@@ -19,8 +19,8 @@ from roost_client import JobState
 from roostd.core.job import ClaimedJob
 from roostd.core.outcome import Settlement, error_entry
 
-SQL = {
-    entry.name.removesuffix(".sql"): cast("LiteralString", entry.read_text(encoding="utf-8"))
+SQL: dict[str, LiteralString] = {
+    entry.name.removesuffix(".sql"): entry.read_text(encoding="utf-8")
     for entry in files("roostd.store").joinpath("sql").iterdir()
     if entry.name.endswith(".sql")
 }

@@ -1,4 +1,4 @@
-"""Entry point of the template process: `python -m roostd.template FD MASTER_PID`, started by master/templates.py alone."""
+"""The template process: `python -m roostd.template FD MASTER_PID`, as master/templates.py starts it."""
 
 from __future__ import annotations
 
