@@ -30,6 +30,7 @@ class ChildProcess:
         self.pool = pool
         self.loss: str | None = None  # why it is being killed through no fault of its job
         self.jobs_run = 0
+        self.retired = False
         self._jobs = socket.socket(fileno=jobs)
         self._jobs.setblocking(False)
         self._jobs_read = socket.socket(fileno=jobs_read)
@@ -62,17 +63,20 @@ class ChildProcess:
                 close_all(fds)
         return leases
 
-    def read_outcomes(self) -> tuple[list[Frame], bool]:
-        """The frames that have arrived, and whether more may come. Raises FrameError when they are no frames."""
+    def read_outcomes(self) -> tuple[list[Frame], bool | None]:
+        """The frames that have arrived, and whether there may be more to read now; None at the end of the stream.
+
+        Raises FrameError when what came is no frames.
+        """
         try:
             data = self.outcomes.recv(_READ_BYTES)
         except BlockingIOError:
-            return [], True
-        except OSError:
             return [], False
+        except OSError:
+            return [], None
         frames = self._decoder.feed(data)
         self.jobs_run += len(frames)
-        return frames, bool(data)
+        return frames, True if data else None
 
     def call_off(self, lease: int, reason: SoftReason) -> None:
         """Tells the child which job is meant and why, and wakes it; its stack is noted first, should it be stuck."""
@@ -92,6 +96,7 @@ class ChildProcess:
 
     def retire(self) -> None:
         """Closes the intake: the child ends when it has read all that is in it."""
+        self.retired = True
         with contextlib.suppress(OSError):
             self._jobs.shutdown(socket.SHUT_WR)
 

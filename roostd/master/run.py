@@ -52,6 +52,8 @@ EXIT_CONFIG = 78
 
 _STATUS_SECONDS = 0.5  # how long a dead child's exit status may keep its job's outcome waiting
 _RESPAWN_SECONDS = (0.0, 0.1, 0.5, 2.0, 5.0)  # pauses after children that ended without having run a job
+_EARLY_CANCEL_SECONDS = 10.0
+_SPAWN_SECONDS = 30.0  # for a fork, which takes milliseconds, to be answered
 _log = structlog.get_logger()
 
 
@@ -66,13 +68,23 @@ class StartError(Exception):
 class Master:
     """One worker: `run` it once, in an asyncio loop on the main thread.
 
-    `reload_config` reads the settings again for a reload; it raises ConfigError where they are no good.
+    `reload_config` reads the settings again for a reload; it raises ConfigError where they are no good. With
+    `owns_process` it answers signals, and takes every child process that it did not start, but those in `keep`, for
+    one that a job left behind; inside another program it does neither.
     """
 
-    def __init__(self, config: Config, *, reload_config: Callable[[], Config], keep: Iterable[int] = ()) -> None:
+    def __init__(
+        self,
+        config: Config,
+        *,
+        reload_config: Callable[[], Config],
+        keep: Iterable[int] = (),
+        owns_process: bool = True,
+    ) -> None:
         self._config = config
         self._reload_config = reload_config
-        self._keep_pids = set(keep)  # processes of ours that are no templates (the embedded PostgreSQL)
+        self._keep_pids = set(keep)
+        self._owns_process = owns_process
         self._worker_id = uuid4()
         self._identity = _identify()
         self._pools: dict[str, PoolRun] = {}
@@ -97,6 +109,10 @@ class Master:
         self._quit = asyncio.Event()
         self._all_gone = asyncio.Event()
         self._up = asyncio.Event()
+        self._broken: BaseException | None = None
+        self._registered = False
+        self._claiming: asyncio.Task[None] | None = None
+        self._early_cancels: dict[int, float] = {}  # job id -> when; its claim may still be on its way to us
         self._notifier = Notifier()
         self._retry_delay = _retry_strategy(config)
 
@@ -114,9 +130,11 @@ class Master:
         Raises StartError.
         """
         self._loop = asyncio.get_running_loop()
-        setproctitle.setproctitle(f"roostd: master {self._config.worker.name}")
-        linux.adopt_orphans()
-        self._install_signals()
+        if self._owns_process:
+            setproctitle.setproctitle(f"roostd: master {self._config.worker.name}")
+            linux.adopt_orphans()
+            self._install_signals()
+            self._loop.set_exception_handler(self._on_broken_callback)
         dsn = self._config.database.dsn
         assert dsn is not None, "load() or the embedded server has set it"
         self._claim_link = Link(dsn, "claim", session=statements.SESSION)
@@ -149,14 +167,11 @@ class Master:
             on_fence=self._on_fence,
             on_dead=self._on_dead,
         )
-        tasks: list[asyncio.Task[Any]] = []
+        tasks: list[asyncio.Task[Any]] = [self._loop.create_task(self._writer.run())]
         try:
             if not await self._until_stopped(self._start()):
                 return 0
-            tasks += [
-                self._loop.create_task(coroutine)
-                for coroutine in (self._writer.run(), self._heart.run(), self._heart.watch())
-            ]
+            tasks += [self._loop.create_task(part) for part in (self._heart.run(), self._heart.watch())]
             listener = Listener(
                 self._listen_link, reconnect_seconds=retry, on_notice=self._on_notice, on_connect=self._on_listening
             )
@@ -167,17 +182,17 @@ class Master:
             if once:
                 await self._until_stopped(self._drain_once())
                 return self._writer.written
-            tasks += [
-                self._loop.create_task(coroutine)
-                for coroutine in (listener.run(), self._claimer.run(), self._reap_regularly(), self._notify_regularly())
-            ]
+            self._claiming = self._loop.create_task(self._claimer.run())
             stopped = self._loop.create_task(self._stop.wait())
-            tasks.append(stopped)
+            regularly = (self._reap_regularly(), self._notify_regularly(), listener.run())
+            tasks += [stopped, self._claiming, *map(self._loop.create_task, regularly)]
             done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
             for task in done - {stopped}:
                 # A part that ends by itself is broken, and a worker that limps is worse than one that starts anew.
                 task.result()
                 raise RuntimeError(f"{task} has ended by itself")
+            if self._broken is not None:
+                raise self._broken
             return self._writer.written
         finally:
             await self._shut_down()
@@ -221,6 +236,7 @@ class Master:
 
     async def _register(self) -> None:
         pools = self._config.pools
+        self._registered = True
         await self._beat_link.run(
             lambda conn: statements.register_worker(
                 conn,
@@ -288,6 +304,8 @@ class Master:
             run.pool.drain()
             self._perform(run)
         self._check_all_gone()
+        if self._claiming is not None:  # what its last answer brings is let go of before the writing ends
+            await asyncio.wait({self._claiming}, timeout=5)
         if not await self._wait_gone(settings.shutdown_timeout):
             for run in self._pools.values():
                 if self._quit.is_set():
@@ -302,8 +320,9 @@ class Master:
                 await self._wait_gone(10.0, interruptible=False)
         for template in list(self._templates.values()):
             self._drop_template(template)
-        reap_adopted(self._keep_pids)
-        await self._write_the_rest()
+        self._reap()
+        if self._registered:
+            await self._write_the_rest()
 
     async def _wait_gone(self, seconds: float, *, interruptible: bool = True) -> bool:
         """Whether all children are gone within `seconds`; a quit ends the wait."""
@@ -326,7 +345,6 @@ class Master:
 
     async def _write_the_rest(self) -> None:
         """Writes what is left, for as long as somebody may be expected to wait for it."""
-        writer = self._loop.create_task(self._writer.run())
         try:
             async with asyncio.timeout(10.0):
                 await self._writer.wait_empty()
@@ -336,9 +354,16 @@ class Master:
                 await self._beat_link.run(statements.remove_idle)
         except (TimeoutError, DatabaseGone, psycopg.Error) as error:
             _log.error("outcomes.unwritten", pending=self._writer.pending, error=str(error) or type(error).__name__)
-        finally:
-            writer.cancel()
-            await asyncio.gather(writer, return_exceptions=True)
+
+    def _on_broken_callback(self, loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
+        """A callback that fails has left things half done: end, so that a new start can put them right."""
+        error = context.get("exception")
+        if "handle" not in context or error is None:
+            loop.default_exception_handler(context)
+            return
+        _log.error("worker.broken", exc_info=error)
+        self._broken = error
+        self._stop.set()
 
     # -- signals ------------------------------------------------------------------------------------------------
 
@@ -582,6 +607,12 @@ class Master:
                 self._spawning[key] = run.config.name
                 self._spawn_generation[key] = template.generation
                 template.fork(key, self._child_settings(run.config))
+                self._loop.call_later(_SPAWN_SECONDS, self._check_spawned, template, key)
+
+    def _check_spawned(self, template: TemplateProcess, key: int) -> None:
+        if key in self._spawning and not template.gone:
+            _log.error("template.stuck", generation=template.generation, pid=template.pid)
+            template.kill()
 
     def _child_settings(self, pool: PoolConfig) -> dict[str, Any]:
         return {
@@ -665,6 +696,7 @@ class Master:
             self._settle(job, _report_of_death(job, child, reason, how, dump))
         log = _log.warning if ended else _log.debug
         log("child.exited", pid=child.pid, pool=child.pool, how=how, jobs=child.jobs_run, loss=child.loss)
+        expected = bool(child.jobs_run or ended or child.retired)
         del self._children[key]
         self._loop.remove_reader(child.pidfd)
         self._loop.remove_reader(child.outcomes.fileno())
@@ -672,7 +704,7 @@ class Master:
         self._reap()
         self._perform(run)
         self._after_outcomes(run)
-        if child.jobs_run or ended:
+        if expected:
             self._fruitless = 0
             self._spawn_missing()
         elif not self._stopping and run.pool.missing_children():
@@ -686,6 +718,8 @@ class Master:
             self._all_gone.set()
 
     def _reap(self) -> None:
+        if not self._owns_process:
+            return
         adopted = reap_adopted(self._keep_pids | {template.pid for template in self._templates.values()})
         if adopted:
             _log.info("orphan.killed", pids=adopted)
@@ -695,6 +729,9 @@ class Master:
     def _on_claimed(self, run: PoolRun, jobs: list[ClaimedJob]) -> None:
         run.pool.claimed(jobs, self._loop.time())
         self._perform(run)
+        if self._early_cancels:
+            for job_id in [job.id for job in jobs if job.id in self._early_cancels]:
+                self._cancel(job_id)
         self._arm_tick()
 
     def _on_outcomes(self, child: ChildProcess) -> None:
@@ -706,7 +743,7 @@ class Master:
         """Takes in what a child reported; returns whether there may be more."""
         try:
             frames, more = child.read_outcomes()
-            if not more:
+            if more is None:
                 self._loop.remove_reader(child.outcomes.fileno())
             jobs = run.pool.ended(child.key, [frame.lease for frame in frames], self._loop.time())
         except (FrameError, ProtocolError) as error:
@@ -717,13 +754,13 @@ class Master:
         for job, frame in zip(jobs, frames, strict=True):
             self._end(job, frame)
         self._perform(run)
-        return more and bool(frames)
+        return bool(more)
 
     def _end(self, job: ClaimedJob, frame: Frame) -> None:
-        if frame.kind is FrameKind.COMPLETED:
-            self._writer.complete(job, frame.body.decode() if frame.body else None)
-            return
         try:
+            if frame.kind is FrameKind.COMPLETED:
+                self._writer.complete(job, frame.body.decode() if frame.body else None)
+                return
             body = json.loads(frame.body)
             report = _report_of_frame(frame.kind, body)
         except (ValueError, TypeError, KeyError) as error:
@@ -850,10 +887,15 @@ class Master:
             self.request_reload()
 
     def _cancel(self, job_id: int) -> None:
+        self._early_cancels.pop(job_id, None)
         for run in self._pools.values():
             if run.pool.cancel(job_id, self._loop.time()):
                 self._perform(run)
                 self._arm_tick()
+                return
+        now = self._loop.time()
+        self._early_cancels = {job: at for job, at in self._early_cancels.items() if now - at < _EARLY_CANCEL_SECONDS}
+        self._early_cancels[job_id] = now
 
     def _on_unknown_claims(self, claims: list[tuple[int, int]]) -> None:
         """Lets go of jobs that were claimed by a statement whose answer was lost."""

@@ -50,6 +50,7 @@ class Writer:
         self._completions: list[Completion] = []
         self._settlements: list[Settlement] = []
         self._due_at: float | None = None
+        self._repeating = False
         self._wake = asyncio.Event()
         self._empty = asyncio.Event()
         self._empty.set()
@@ -94,6 +95,7 @@ class Writer:
                         break
             except DatabaseGone as error:
                 _log.warning("outcomes.kept", pending=self.pending, error=str(error))
+                self._repeating = True
                 await asyncio.sleep(self._retry_seconds)
                 self.flush_within(0)
             if self.pending:
@@ -134,7 +136,8 @@ class Writer:
             return
         del self._completions[: len(batch)]
         self.written += len(ours)
-        if len(ours) < len(batch):
+        repeated, self._repeating = self._repeating, False
+        if len(ours) < len(batch) and not repeated:  # a repeated one may have been written the first time
             self._report_lost([job for job in jobs if job.lease not in ours])
 
     async def _write_settlements(self, batch: Sequence[Settlement]) -> None:

@@ -62,7 +62,7 @@ class FrameDecoder:
                 raise FrameError(f"cannot read frame: unknown kind {kind}")
             if length > self._max_body_bytes:
                 raise FrameError(
-                    f"cannot read frame of lease {lease}: its {length} bytes are above the cap of {self._max_body_bytes}"
+                    f"cannot read frame of lease {lease}: {length} bytes are above the cap of {self._max_body_bytes}"
                 )
             body_start = position + HEADER_BYTES
             if end - body_start < length:
