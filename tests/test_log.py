@@ -75,10 +75,11 @@ def test_journald_gets_priorities_and_no_time() -> None:
 
 
 def test_console_lines_are_readable_and_hold_nothing_that_steers_a_terminal() -> None:
-    found = lines(EVENTS, format="console")
-    assert len(found) == 4
+    found = lines(EVENTS + 'logger.info("job.started", task="\\x1b[31m")', format="console")
+    assert len(found) == 5
     assert "[info     ] job.completed" in found[0]
     assert "queue='a b'" in found[0]
+    assert r"task='\x1b[31m'" in found[4]
     assert "\x1b" not in "".join(found)
 
 

@@ -154,21 +154,21 @@ class _Reading:
         pools = []
         owners: dict[str, str] = {}
         for name, node in self._sections["pools"].entries.items():
-            path = f"pools.{name}"
+            is_valid = re.fullmatch("[A-Za-z0-9_-]{1,64}", name) is not None
+            path = f"pools.{name if is_valid else _brief(name)}"
             table = self._table(path, node)
             values = self._values(path, table, KINDS["pools.NAME"])
-            if not re.fullmatch("[A-Za-z0-9_-]{1,64}", name):
+            if not is_valid:
                 self.problems.append(
                     f"cannot use pool {_brief(name)} from {node.origin}: "
                     "expected a name of 1 to 64 letters, digits, underscores and hyphens"
                 )
-            if isinstance(node, Table) and "queues" not in node.entries:
-                values["queues"] = (name,) if name == "default" else ()
-                if name != "default":
-                    self.problems.append(
-                        f"cannot use {path} from {node.origin}: it has no queues; "
-                        f'write queues = ["{name}"] under [{path}]'
-                    )
+            elif isinstance(node, Table) and "queues" not in node.entries and name != "default":
+                self.problems.append(
+                    f'cannot use {path} from {node.origin}: it has no queues; write queues = ["{name}"] under [{path}]'
+                )
+            if "queues" not in table.entries:
+                values["queues"] = ("default",) if name == "default" else ()
             for queue in values.setdefault("queues", ()):
                 place = f"{path}.queues from {self.origin(f'{path}.queues')}"
                 if owners.setdefault(queue, place) != place:

@@ -51,7 +51,7 @@ def _read_files(path: Path | None) -> Iterator[Table]:
         return
     problems = []
     layers = []
-    for file in [path, *_list_drop_ins(path.with_suffix(".d"))]:
+    for file in [path, *_list_drop_ins(path.parent / f"{path.stem}.d")]:
         try:
             document = tomllib.loads(file.read_bytes().decode())
         except FileNotFoundError:

@@ -25,6 +25,7 @@ NOTHING = "(a connection string that cannot be parsed)"
         ("postgresql://db/shop?sslpassword=hunter2", "dbname=shop host=db sslpassword=***"),
         ("postgresql:///shop?passfile=/etc/pass", "passfile=/etc/pass dbname=shop"),
         ("postgresql://%2Frun%2Fpg/shop", "dbname=shop host=/run/pg"),
+        ("postgresql://%40socket/shop", "dbname=shop host=@socket"),
         ("host=db password=hunter2 user=app", "user=app password=*** host=db"),
         ("host = db password = 'hun ter2\\''", "password=*** host=db"),
         ("password=hunter2 password=hunter3", "password=***"),

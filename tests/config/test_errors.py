@@ -204,6 +204,13 @@ def test_a_wrong_value_that_a_later_source_replaces_is_no_error(file: Path) -> N
     assert load(file, environ={**ENVIRON, "ROOST_WORKER__NAME": "a"}, flags={}).config.worker.name == "a"
 
 
+def test_a_name_from_the_file_cannot_break_the_message_into_lines(file: Path) -> None:
+    file.write_text('[pools."a\\nb"]\nqueue = 1\nconcurrency = 0\n["x\\ny"]\n[log]\n"a\\nb" = "c\\nd"\nlevel = "\\n"')
+    found = problems(file)
+    assert len(found) == 6
+    assert not any("\n" in problem for problem in found)
+
+
 def test_all_problems_are_told_at_once(file: Path) -> None:
     file.write_text("[worker]\nnam = 1\nprefetch = 0\n[pools.a]\n[log]\nlevel = 1\n[surprise]")
     assert len(problems(file, {})) == 6
@@ -324,9 +331,11 @@ def test_a_missing_file_is_named(file: Path) -> None:
     assert problems(file) == (f"cannot read {file}: no such file; create it, or name another one with -c",)
 
 
-def test_a_directory_in_place_of_a_file_is_named(tmp_path: Path) -> None:
-    (problem,) = problems(tmp_path)
-    assert problem.startswith(f"cannot read {tmp_path}: it is a directory; name a file")
+@pytest.mark.parametrize("name", [None, ".", "/"])
+def test_a_directory_in_place_of_a_file_is_named(tmp_path: Path, name: str | None) -> None:
+    path = Path(name) if name else tmp_path
+    (problem,) = problems(path)
+    assert problem.startswith(f"cannot read {path}: it is a directory; name a file")
 
 
 @pytest.mark.parametrize(
