@@ -203,10 +203,11 @@ BEGIN
 END $$;
 
 -- Adds many jobs in one round trip and returns how many. `kinds` is an array of objects with the fields of
--- roost.enqueue except args, each distinct one once (json, not jsonb: that holds no more than 256 MB); job i has the
--- fields kinds[kind_of[i]] (counted from 1) and args[i].
+-- roost.enqueue except args and metadata, each distinct one once; job i has the fields kinds[kind_of[i]] (counted
+-- from 1), args[i] and metadata[i].
 -- The client checks the values; what slips by is refused by the table's constraints.
-CREATE FUNCTION roost.enqueue_many(kinds json, kind_of integer[], args text[]) RETURNS bigint
+CREATE FUNCTION roost.enqueue_many(kinds json, kind_of integer[], args text[], metadata text[] DEFAULT NULL)
+RETURNS bigint
 LANGUAGE plpgsql AS $$
 #variable_conflict use_column
 DECLARE
@@ -215,16 +216,16 @@ DECLARE
 BEGIN
     WITH kind AS MATERIALIZED (
         SELECT k.number, f.queue, f.task, f.priority, f.max_attempts,
-               coalesce(f.scheduled_at, now()) AS scheduled_at, f.tags, f.timeout_seconds, f.metadata
+               coalesce(f.scheduled_at, now()) AS scheduled_at, f.tags, f.timeout_seconds
           FROM json_array_elements(kinds) WITH ORDINALITY AS k(fields, number),
                json_to_record(k.fields) AS f(queue text, task text, priority integer, max_attempts integer,
-                                              scheduled_at timestamptz, tags text[], timeout_seconds integer, metadata jsonb)
+                                              scheduled_at timestamptz, tags text[], timeout_seconds integer)
     ), job AS (
         INSERT INTO roost.job_rows
                (queue, task, args, priority, max_attempts, scheduled_at, tags, timeout_seconds, metadata)
         SELECT kind.queue, kind.task, a.args::jsonb, kind.priority, kind.max_attempts, kind.scheduled_at,
-               kind.tags, kind.timeout_seconds, kind.metadata
-          FROM unnest(kind_of, args) WITH ORDINALITY AS a(kind, args, number)
+               kind.tags, kind.timeout_seconds, a.metadata::jsonb
+          FROM unnest(kind_of, args, metadata) WITH ORDINALITY AS a(kind, args, metadata, number)
           JOIN kind ON kind.number = a.kind
          ORDER BY a.number
         RETURNING id, queue, priority, scheduled_at
