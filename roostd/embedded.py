@@ -30,11 +30,13 @@ DIR holds `data`, `lock`, `postgres.log`, and, while one is needed, a link `runt
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import importlib.util
 import os
 import pwd
 import re
+import select
 import shutil
 import signal
 import subprocess
@@ -423,8 +425,15 @@ def _can_execute(bindir: Path, account: _Account) -> bool:
             stderr=subprocess.DEVNULL,
             check=True,
         )
-    except (PermissionError, subprocess.CalledProcessError):
+    except subprocess.CalledProcessError:
         return False
+    except OSError as error:
+        if error.errno == errno.EACCES:
+            return False
+        raise EmbeddedError(
+            f"cannot run PostgreSQL as user {account.uid}: {error.strerror}; it refuses to run as root, and this root "
+            "may not become another user: start as a plain one"
+        ) from error
     return True
 
 
@@ -488,15 +497,30 @@ def _evict(data: Path) -> None:
         if number != signal.SIGKILL:
             # Only the postmaster knows in which order the others must go. Without it they have crashed.
             pids = [pid for pid in pids if pid == _recorded_pid(data / "postmaster.pid")]
-        for pid in pids:
-            try:
-                os.kill(pid, number)
-            except ProcessLookupError:
-                pass
         deadline = time.monotonic() + seconds
-        while pids and time.monotonic() < deadline:
-            time.sleep(0.01)
-            pids = sorted({*pids} & {*_servers(data)})
+        for pid in pids:
+            _end(pid, number, deadline)
+
+
+def _end(pid: int, number: signal.Signals, deadline: float) -> None:
+    """Signal a process and wait until it is gone or the deadline has passed.
+
+    By pidfd: /proc shows no command line any more while a process still holds its shared memory, and PostgreSQL
+    refuses to start over that.
+    """
+    try:
+        descriptor = os.pidfd_open(pid)
+    except ProcessLookupError:
+        return
+    try:
+        signal.pidfd_send_signal(descriptor, number)
+        gone = select.poll()
+        gone.register(descriptor, select.POLLIN)
+        gone.poll(max(0.0, deadline - time.monotonic()) * 1000)
+    except ProcessLookupError:
+        pass
+    finally:
+        os.close(descriptor)
 
 
 def _remove_stale_pid_files(data: Path) -> None:

@@ -179,12 +179,13 @@ def test_a_server_left_behind_is_stopped_and_started_afresh(tmp_path: Path) -> N
 def test_a_server_that_was_killed_itself_starts_again_though_its_sessions_live_on(tmp_path: Path) -> None:
     with server(tmp_path) as postgres:
         make_a_row(postgres)
-        assert postgres.pid is not None
+        pid = postgres.pid
+        assert pid is not None
         with closing(psycopg.connect(postgres.dsn)) as conn:
             session = value(conn, "SELECT pg_backend_pid()")
             os.kill(session, signal.SIGSTOP)  # so that it does not see the end of its server
-            os.kill(postgres.pid, signal.SIGKILL)
-            wait_until_gone(postgres.pid)
+            os.kill(pid, signal.SIGKILL)
+            wait_until_gone(pid)
             postgres.start()
         wait_until_gone(session)
         with psycopg.connect(postgres.dsn) as conn:
@@ -319,7 +320,7 @@ def test_root_runs_a_wheel_that_its_unprivileged_user_cannot_read(tmp_path: Path
         tree = [*Path(site).rglob("*"), Path(site)]
         before = {path: permissions(path) for path in tree}
         with owner(tmp_path, PYTHONPATH=site) as (process, _, pid):
-            program = Path(os.readlink(f"/proc/{pid}/exe"))
+            program = Path(Path(f"/proc/{pid}/cmdline").read_text().split("\0")[0])
             assert not program.is_relative_to(wheel)
             assert_unprivileged(pid)
             process.communicate("stop\n")
@@ -358,6 +359,21 @@ def test_a_plain_user_runs_its_own_server_and_is_refused_another_users_data(tmp_
 
         with server(own) as postgres:  # root runs it as the user whose data it is
             assert Path(f"/proc/{postgres.pid}").stat().st_uid == nobody.pw_uid
+
+
+@as_root
+@pytest.mark.skipif(shutil.which("setpriv") is None, reason="takes setpriv to lose a capability")
+def test_root_that_may_not_change_its_user_is_told_so(tmp_path: Path) -> None:
+    command = [
+        "setpriv",
+        "--bounding-set=-setuid,-setgid",
+        "--inh-caps=-all",
+        sys.executable,
+        "-c",
+        textwrap.dedent(OWNER),
+    ]
+    refused = subprocess.run([*command, str(tmp_path)], capture_output=True, text=True)
+    assert "this root may not become another user: start as a plain one" in refused.stderr
 
 
 def test_finding_the_servers_runs_nothing_of_the_wheel_and_needs_no_psycopg() -> None:
