@@ -413,6 +413,7 @@ def start_owner(
     return subprocess.Popen(
         [python, "-c", textwrap.dedent(OWNER), str(directory)],
         user=uid,
+        extra_groups=[0] if ROOT else None,  # as a login shell of root has it, and the server must not
         env=os.environ | environment,
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
