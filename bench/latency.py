@@ -1,0 +1,37 @@
+"""How long from the enqueue call to the handler's first line, on a daemon that has nothing else to do?"""
+
+from __future__ import annotations
+
+import time
+
+from bench.figures import Aim, Figure
+from bench.rig import Rig, connect, wait_until
+from bench.scale import Scale
+from roost_client import Roost
+
+INTERVAL_SECONDS = 0.05
+
+
+def measure(rig: Rig, scale: Scale) -> list[Figure]:
+    calls: dict[int, int] = {}  # job id -> when enqueue was called, ns
+    with rig.database() as dsn, connect(dsn) as conn, Roost(dsn) as roost, rig.daemon(dsn):
+        wait_until(conn, "SELECT EXISTS (SELECT FROM roost.idle_workers WHERE idle)", seconds=10)
+        at = time.monotonic()
+        for _ in range(scale.latency_jobs):
+            called_at = time.monotonic_ns()
+            calls[roost.enqueue("note_start")] = called_at
+            at += INTERVAL_SECONDS
+            time.sleep(max(0.0, at - time.monotonic()))
+        wait_until(conn, "SELECT count(*) >= %s FROM roost.jobs WHERE state = 'completed'", len(calls), seconds=30)
+        starts = conn.execute("SELECT id, result::text::bigint FROM roost.jobs").fetchall()
+    waits = sorted((started_at - calls[job_id]) / 1e6 for job_id, started_at in starts)
+    return [
+        Figure("pickup latency, median", _percentile(waits, 50), "ms", Aim("≤", 3), waits),
+        Figure("pickup latency, 95th percentile", _percentile(waits, 95), "ms"),
+        Figure("pickup latency, 99th percentile", _percentile(waits, 99), "ms", Aim("≤", 10)),
+    ]
+
+
+def _percentile(ordered: list[float], percent: int) -> float:
+    """The nearest rank: the smallest value that `percent` % of all do not exceed."""
+    return ordered[max(0, -(-len(ordered) * percent // 100) - 1)]
