@@ -16,7 +16,6 @@ from decimal import Decimal
 from typing import Any
 
 from pydantic import BaseModel, ValidationError
-from pydantic_core import PydanticSerializationError
 
 from .fields import MAX_INTEGER_DIGITS, Refused, shown, text
 
@@ -192,7 +191,7 @@ def _dumped(path: str, model: BaseModel, *, round_trip: bool = False, by_alias: 
     options: dict[str, Any] = {} if by_alias is None else {"by_alias": by_alias}
     try:
         return model.model_dump(mode="json", round_trip=round_trip, **options)
-    except PydanticSerializationError as error:
+    except (ValueError, RecursionError) as error:  # no serializer for a type, or it contains itself
         raise Refused(path, f"cannot be written as JSON: {error}") from None
 
 

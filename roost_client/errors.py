@@ -71,7 +71,7 @@ class SnoozeJob(RoostError):
             raise TypeError(f"cannot snooze for {seconds!r}: seconds must be a number")
         if not 0 <= seconds <= _LONGEST_SNOOZE_SECONDS:  # false for NaN too
             raise ValueError(
-                f"cannot snooze for {seconds:.6g} seconds: must be 0 to {_LONGEST_SNOOZE_SECONDS} (a thousand years)"
+                f"cannot snooze for {seconds!r:.30} seconds: must be 0 to {_LONGEST_SNOOZE_SECONDS} (a thousand years)"
             )
         super().__init__(seconds)
         self.seconds = float(seconds)

@@ -1,0 +1,43 @@
+"""What the client's tests share: a client on a fresh database, and a look at what is stored."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import psycopg
+import pytest
+from psycopg.rows import dict_row
+
+from roost_client import HandlerRegistry, Roost
+
+
+@pytest.fixture
+def registry() -> HandlerRegistry:
+    return HandlerRegistry()
+
+
+@pytest.fixture
+def roost(dsn: str, registry: HandlerRegistry) -> Iterator[Roost]:
+    with Roost(dsn, registry=registry) as client:
+        yield client
+
+
+@pytest.fixture
+def conn(dsn: str) -> Iterator[psycopg.Connection[Any]]:
+    """The application's own connection, not in autocommit."""
+    with psycopg.connect(dsn) as connection:
+        yield connection
+
+
+@pytest.fixture
+def observer(dsn: str) -> Iterator[psycopg.Connection[Any]]:
+    """Sees only what is committed."""
+    with psycopg.connect(dsn, autocommit=True, row_factory=dict_row) as connection:
+        yield connection
+
+
+@pytest.fixture
+def jobs(observer: psycopg.Connection[dict[str, Any]]) -> Callable[[], list[dict[str, Any]]]:
+    """Reads all committed jobs, in order of id."""
+    return lambda: observer.execute("SELECT * FROM roost.jobs ORDER BY id").fetchall()
