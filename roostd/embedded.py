@@ -96,6 +96,16 @@ def installations() -> list[Installation]:
     return sorted(found.values(), key=lambda each: (not _is_wheel(each.bindir), -each.version))
 
 
+def running_dsn(directory: str | Path) -> str | None:
+    """Where the server that another process runs in `directory` answers; None if there is none we may see."""
+    data = Path(os.path.abspath(directory)) / "data"
+    try:
+        place = data if _can_name_a_socket(data) else Path(os.readlink(data.with_name("runtime"))) / "data"
+        return _dsn_at(place) if (place / _SOCKET).is_socket() else None
+    except OSError:
+        return None
+
+
 class EmbeddedPostgres:
     """A PostgreSQL server whose data stays in `directory`, with one owner at a time."""
 
@@ -183,9 +193,7 @@ class EmbeddedPostgres:
         socket_directory = self._socket_directory()
         self._process = self._launch(self._data, account, [str(bindir / "postgres"), *self._parameters()])
         self._wait_until_ready(self._process)
-        host = quote_from_bytes(os.fsencode(socket_directory))
-        # The port stands here because PGPORT would change the name of the socket that a client looks for.
-        self._dsn = f"postgresql://{_NAME}@/{_NAME}?host={host}&port=5432"
+        self._dsn = _dsn_at(socket_directory)
 
     def _take_lock(self) -> None:
         # flock, not lockf: two owners within one process must exclude each other too.
@@ -451,6 +459,12 @@ def _copy_wheel(bindir: Path, to: Path) -> Path:
         for path in (directory, *(os.path.join(directory, name) for name in files)):
             os.chmod(path, 0o755)
     return to / bindir.relative_to(package.parent)
+
+
+def _dsn_at(socket_directory: Path) -> str:
+    host = quote_from_bytes(os.fsencode(socket_directory))
+    # The port stands here because PGPORT would change the name of the socket that a client looks for.
+    return f"postgresql://{_NAME}@/{_NAME}?host={host}&port=5432"
 
 
 def _can_name_a_socket(directory: Path) -> bool:

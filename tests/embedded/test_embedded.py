@@ -22,7 +22,7 @@ import pytest
 from psycopg.conninfo import conninfo_to_dict
 
 from roostd import embedded
-from roostd.embedded import EmbeddedError, EmbeddedPostgres, installations
+from roostd.embedded import EmbeddedError, EmbeddedPostgres, installations, running_dsn
 
 FAST = {"fsync": "off", "full_page_writes": "off", "shared_buffers": "16MB"}
 ROOT = os.geteuid() == 0
@@ -263,6 +263,15 @@ def test_a_directory_that_no_socket_could_name_works_through_a_short_link(tmp_pa
         assert runtime.is_dir()
     assert not runtime.exists()
     assert not (directory / "runtime").is_symlink()
+
+
+@pytest.mark.parametrize("name", ["db", "d" * 200])
+def test_another_process_can_ask_where_the_server_answers(tmp_path: Path, name: str) -> None:
+    directory = tmp_path / name
+    assert running_dsn(directory) is None
+    with server(directory) as postgres:
+        assert running_dsn(directory) == postgres.dsn
+    assert running_dsn(directory) is None
 
 
 def test_the_temporary_directory_of_a_killed_owner_goes_with_the_next(tmp_path: Path) -> None:
