@@ -42,9 +42,10 @@ LAYERS: dict[str, tuple[set[str], set[str]]] = {
         {"master", "store", "config", "log", "sdnotify", "embedded", "core", "linux", "roost_client"},
         {"structlog"},
     ),
-    "cli": (
-        {"worker", "master", "config", "log", "sdnotify", "embedded", "core", "linux", "roost_client"},
-        {"click", "psycopg", "rich", "setproctitle", "structlog"},
+    "cli": ({"serve"}, {"click"}),
+    "serve": (
+        {"master", "config", "log", "embedded", "roost_client"},
+        {"click", "psycopg", "structlog"},
     ),
     "ctl": (
         {"config", "embedded", "core", "linux", "roost_client"},

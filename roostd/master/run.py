@@ -313,6 +313,7 @@ class Master:
                 else:
                     run.pool.interrupt(self._loop.time())
                 self._perform(run)
+            self._arm_tick()
             if not await self._wait_gone(settings.kill_grace + 0.5):
                 for run in self._pools.values():
                     run.pool.kill_all()
@@ -667,10 +668,17 @@ class Master:
     def _on_child_dead(self, child: ChildProcess) -> None:
         """The kernel says that it is gone; how it ended the template knows, if it is there to tell."""
         self._loop.remove_reader(child.pidfd)
+        self._lose(child)
         if child.generation not in self._templates:
             self._bury(child.key, None)
         else:
             self._dying[child.key] = self._loop.call_later(_STATUS_SECONDS, self._bury, child.key, None)
+
+    def _lose(self, child: ChildProcess) -> None:
+        """Hands a dead child nothing more, and what it had not started to others."""
+        run = self._pools[child.pool]
+        run.pool.child_lost(child.key)
+        self._perform(run)
 
     def _on_exit_status(self, key: int, status: int) -> None:
         if key in self._children:
@@ -685,10 +693,9 @@ class Master:
         if child is None:
             return
         run = self._pools[child.pool]
+        self._lose(child)
         while self._read_outcomes(child, run):
             pass
-        run.pool.took_back(key, child.take_back(), self._loop.time())
-        self._perform(run)
         how = "vanished" if status is None else describe_status(status)
         dump = child.read_dump()
         ended = run.pool.child_died(key, self._loop.time())
@@ -749,6 +756,7 @@ class Master:
         except (FrameError, ProtocolError) as error:
             _log.error("child.unintelligible", pid=child.pid, error=str(error))
             self._loop.remove_reader(child.outcomes.fileno())
+            run.pool.child_lost(child.key)
             child.kill()
             return False
         for job, frame in zip(jobs, frames, strict=True):
