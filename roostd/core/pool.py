@@ -17,6 +17,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from itertools import islice
 
 from roostd.core.job import ClaimedJob
 from roostd.core.outcome import Ending, Report, SoftReason
@@ -176,11 +177,10 @@ class Pool:
         child = self.children[key]
         if not leases:
             return []
-        jobs: list[ClaimedJob] = []
-        for lease in leases:
-            if not child.assigned or child.assigned[0].lease != lease:
-                raise ProtocolError(f"child {key} reported lease {lease}, which it is not running")
-            jobs.append(child.assigned.popleft())
+        running = [job.lease for job in islice(child.assigned, len(leases))]
+        if running != list(leases):  # nothing is taken in then: what it holds is settled when it is dead
+            raise ProtocolError(f"child {key} reported the leases {list(leases)}, but was running {running}")
+        jobs = [child.assigned.popleft() for _ in leases]
         self.pace.observe(len(jobs), now - child.head_since)
         if self._cancels:
             self._cancels.difference_update(job.id for job in jobs)
@@ -205,7 +205,7 @@ class Pool:
         if running is None:  # it had not even started the one that was to be called off
             child.called_off = child.deadline = None
             child.full = False
-        elif running.id in self._cancels and not child.called_off:
+        elif running.id in self._cancels and not (child.called_off or child.killed):
             self._call_off(child, SoftReason.CANCEL, now)
         self.assign(now)
 
@@ -314,6 +314,11 @@ class Pool:
             self.retire(key)
         self.assign(now)
 
+    def child_lost(self, key: int) -> None:
+        """The child is dead, or as good as that: it gets nothing more. Its last outcomes and `child_died` follow."""
+        self.children[key].killed = True
+        self.actions.append(TakeBack(key))
+
     def child_died(self, key: int, now: float) -> list[tuple[ClaimedJob, SoftReason | None]]:
         """Removes a child, after its last outcomes were read and what it had not started was taken back.
 
@@ -358,7 +363,7 @@ class Pool:
     def interrupt(self, now: float) -> None:
         """Calls off every running job for a shutdown."""
         for child in self.children.values():
-            if child.assigned and not child.called_off:
+            if child.assigned and not (child.called_off or child.killed):
                 self._call_off(child, SoftReason.SHUTDOWN, now)
 
     def kill_all(self) -> None:
