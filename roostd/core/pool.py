@@ -118,6 +118,7 @@ class Pool:
         self.paused: frozenset[str] = frozenset()
         self.draining = False
         self.actions: list[Action] = []
+        self._generation = 0  # what is older gets nothing any more
         self._progress_at = 0.0  # when a waiting job last found a child
         self._cancels: set[int] = set()
 
@@ -210,8 +211,14 @@ class Pool:
         self.assign(now)
 
     def unsent(self, key: int, leases: Sequence[int], now: float) -> None:
-        """Takes in that the child's socket had no room for these."""
-        self.children[key].full = True
+        """Takes in that the child's socket had no room for these.
+
+        An empty one always has: if it takes nothing, something broke it, and another child must be tried.
+        """
+        child = self.children[key]
+        child.full = True
+        if len(leases) == len(child.assigned):
+            self.retire(key)
         self.took_back(key, leases, now)
 
     def cancel(self, job_id: int, now: float) -> bool:
@@ -310,7 +317,7 @@ class Pool:
     def child_started(self, key: int, generation: int, now: float) -> None:
         self.starting -= 1
         self.children[key] = Child(key, generation)
-        if self.draining or len(self.children) > self.size:
+        if self.draining or len(self.children) > self.size or generation < self._generation:
             self.retire(key)
         self.assign(now)
 
@@ -340,6 +347,8 @@ class Pool:
             self.actions.append(Retire(key))
 
     def retire_older_than(self, generation: int) -> None:
+        """Lets the children of earlier generations end, those still to come included."""
+        self._generation = generation
         for child in list(self.children.values()):
             if child.generation < generation:
                 self.retire(child.key)

@@ -638,8 +638,6 @@ class Master:
         self._loop.add_reader(child.pidfd, self._on_child_dead, child)
         _log.debug("child.started", pid=pid, pool=pool_name, generation=template.generation)
         run.pool.child_started(key, template.generation, self._loop.time())
-        if template.generation < self._generations.current:
-            run.pool.retire(key)
         self._perform(run)
         self._claimer.wake()
         if not self._up.is_set() and not any(
