@@ -34,7 +34,7 @@ class JobState(StrEnum):
 
 
 class Job(BaseModel):
-    """A row of `roost.jobs`, read-only. Times are aware; `attempt` counts from 1, and is 0 before the first run."""
+    """A row of `roost.jobs`, read-only. `state` is one of JobState; `attempt` is 0 before the first run; times are UTC."""
 
     model_config = ConfigDict(frozen=True)
 
@@ -42,7 +42,7 @@ class Job(BaseModel):
     queue: str
     task: str
     args: dict[str, Any]
-    state: JobState
+    state: str
     priority: int
     attempt: int
     max_attempts: int

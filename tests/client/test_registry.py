@@ -180,7 +180,7 @@ def test_async_is_known_of_functions_wrappers_and_objects(registry: HandlerRegis
     class Blocking:
         def __call__(self) -> None: ...
 
-    handlers = (coroutine, functools.partial(coroutine), Handler(), Blocking(), print)
+    handlers: tuple[Callable[..., Any], ...] = (coroutine, functools.partial(coroutine), Handler(), Blocking(), print)
     for i, handler in enumerate(handlers):
         registry.register(str(i), handler)
     specs = [registry.get(str(i)) for i in range(len(handlers))]
