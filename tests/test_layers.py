@@ -37,16 +37,16 @@ LAYERS: dict[str, tuple[set[str], set[str]]] = {
         {"store", "config", "log", "sdnotify", "core", "wire", "linux", "roost_client"},
         {"psycopg", "setproctitle", "structlog"},
     ),
-    # 4: entry points. `check` of the configuration imports the handlers as a template does.
-    "worker": (
-        {"master", "store", "config", "log", "sdnotify", "embedded", "core", "linux", "roost_client"},
-        {"structlog"},
-    ),
-    "cli": ({"serve"}, {"click"}),
+    # 4: entry points
     "serve": (
         {"master", "config", "log", "embedded", "roost_client"},
         {"click", "psycopg", "structlog"},
     ),
+    "worker": (
+        {"serve", "master", "config", "log", "embedded", "roost_client"},
+        {"structlog"},
+    ),
+    "cli": ({"serve"}, {"click"}),
     "ctl": (
         {"config", "embedded", "core", "linux", "roost_client"},
         {"click", "psycopg", "pydantic", "rich"},
