@@ -10,10 +10,10 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from enum import StrEnum
-from typing import Any, Self
+from typing import Annotated, Any, Self
 from uuid import UUID
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import AfterValidator, BaseModel, ConfigDict
 
 from .fields import DOCUMENTED_DEFAULTS, MAX_INTEGER_DIGITS, UNSET, shows_documented_defaults
 
@@ -34,7 +34,7 @@ class JobState(StrEnum):
 
 
 class Job(BaseModel):
-    """A row of `roost.jobs`, read-only. `state` is one of JobState; `attempt` is 0 before the first run; times are UTC."""
+    """A row of `roost.jobs`, read-only. `state` is a JobState; `attempt` is 0 before the first run; times are in UTC."""
 
     model_config = ConfigDict(frozen=True)
 
@@ -42,7 +42,7 @@ class Job(BaseModel):
     queue: str
     task: str
     args: dict[str, Any]
-    state: str
+    state: Annotated[str, AfterValidator(JobState)]  # typed as text, so that type checkers let it be compared with text
     priority: int
     attempt: int
     max_attempts: int
