@@ -1,0 +1,79 @@
+"""The command `roostctl`: what each error means to the shell, and where the commands are.
+
+    command    options that all commands share, and the database they lead to
+    output     tables, lines and JSON: pretty on a terminal, plain off it
+    queues, status, jobs, changes, enqueue, workers, migrate    the commands, one file a group
+
+Data goes to stdout, messages to stderr. Must not import the daemon's parts: all goes through the database.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+from collections.abc import Sequence
+
+import click
+import psycopg
+
+from roost_client import InvalidJobError, RoostError, SchemaError
+from roostd.config import ConfigError
+from roostd.ctl import changes, enqueue, jobs, migrate, queues, status, workers
+from roostd.ctl.command import EXIT_CONFIG, EXIT_NOTHING, EXIT_UNAVAILABLE, EXIT_USAGE, Failure, common_options
+from roostd.ctl.output import note, one_line
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(package_name="roostd")
+@common_options
+def roostctl() -> None:
+    """Looks after a Roost job queue: its jobs, queues and workers.
+
+    The database is the one of --dsn, of the daemon's configuration (-c), of ROOST_DSN, or of DATABASE_URL.
+    Exit status: 0 done, 1 no such job or nothing matched, 64 wrong usage, 69 database unavailable, 78 configuration.
+    """
+
+
+for module in (status, queues, jobs, changes, enqueue, workers, migrate):
+    for each in module.COMMANDS:
+        roostctl.add_command(each)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command; return the exit status."""
+    for stream in (sys.stdout, sys.stderr):
+        # A task may be called anything, and the terminal may not have the characters for it.
+        getattr(stream, "reconfigure", lambda **_: None)(errors="backslashreplace")
+    try:
+        code = roostctl.main(arguments, prog_name="roostctl", standalone_mode=False)
+        sys.stdout.flush()
+    except BrokenPipeError:
+        # Whoever read us has enough. Python would complain when it flushes stdout at its end.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+        return 128 + signal.SIGPIPE
+    except click.UsageError as error:
+        path = error.ctx.command_path if error.ctx else "roostctl"
+        return _failed(f"cannot run {path}: {error.format_message().rstrip('.')}; see {path} --help", EXIT_USAGE)
+    except (click.Abort, KeyboardInterrupt):
+        note("interrupted")
+        return 128 + signal.SIGINT
+    except ConfigError as error:
+        return _failed(str(error), EXIT_CONFIG)
+    except Failure as error:
+        return _failed(str(error), error.exit_code)
+    except InvalidJobError as error:
+        return _failed(str(error), EXIT_USAGE)
+    except SchemaError as error:
+        return _failed(str(error), EXIT_CONFIG)
+    except RoostError as error:
+        return _failed(str(error), EXIT_NOTHING)
+    except psycopg.Error as error:
+        what = "use the database" if error.sqlstate else "reach the database"
+        return _failed(f"cannot {what}: {one_line(error)}", EXIT_UNAVAILABLE)
+    return code or 0
+
+
+def _failed(message: str, code: int) -> int:
+    note(message)
+    return code

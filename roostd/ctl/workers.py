@@ -1,0 +1,152 @@
+"""workers, reload: who runs the jobs, and telling them to read their settings and handlers anew.
+
+A reload is asked for, and its verdict read, in the worker's row, so it works from any host that reaches the database.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import socket
+import time
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any
+from uuid import UUID
+
+import click
+import psycopg
+
+from roost_client import Roost, WorkerInfo
+from roostd.ctl.command import EXIT_NOTHING, Failure, Invocation, command
+from roostd.ctl.output import print_json, print_table
+
+_POLL_SECONDS = 0.1
+
+
+@dataclass(frozen=True, slots=True)
+class SeenWorker:
+    """A worker, and how long ago it last said that it lives, by the database's clock."""
+
+    worker: WorkerInfo
+    silent: timedelta
+
+    def as_json(self) -> dict[str, Any]:
+        worker = {field.name: getattr(self.worker, field.name) for field in dataclasses.fields(self.worker)}
+        return {**worker, "silent_seconds": self.silent.total_seconds()}
+
+
+@command("workers")
+def workers(invocation: Invocation) -> None:
+    """List the workers and their last heartbeats."""
+    with invocation.connect() as conn, invocation.client() as roost:
+        found = read_workers(roost, conn)
+    if invocation.json:
+        print_json([seen.as_json() for seen in found])
+    else:
+        print_workers(found)
+
+
+def read_workers(roost: Roost, conn: psycopg.Connection[Any]) -> list[SeenWorker]:
+    found = roost.list_workers(conn=conn)
+    row = conn.execute("SELECT now()").fetchone()
+    assert row is not None
+    return [SeenWorker(worker, row[0] - worker.last_seen_at) for worker in found]
+
+
+def print_workers(found: list[SeenWorker]) -> None:
+    print_table(
+        ("WORKER", "HOST", "PID", "STATE", "QUEUES", "CHILDREN", "RUNNING", "GENERATION", "HEARTBEAT", "ID"),
+        [
+            (
+                seen.worker.name,
+                seen.worker.hostname,
+                seen.worker.pid,
+                seen.worker.metadata.get("state"),
+                ",".join(seen.worker.queues),
+                seen.worker.concurrency,
+                seen.worker.inflight,
+                seen.worker.metadata.get("generation"),
+                seen.silent,
+                seen.worker.id,
+            )
+            for seen in found
+        ],
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """How a worker's reload ended; `ok` is false too where it did not answer."""
+
+    worker: str
+    hostname: str
+    pid: int
+    ok: bool
+    generation: int | None
+    error: str | None
+
+
+@command("reload")
+@click.option("--worker", "names", metavar="NAME|ID", multiple=True, help="Only this worker.")
+@click.option("--host", metavar="HOST", help="The workers on this host (default: on the one this runs on).")
+@click.option("--timeout", metavar="SECONDS", type=click.FloatRange(min=0), default=90.0, show_default=True)
+def reload(invocation: Invocation, names: tuple[str, ...], host: str | None, timeout: float) -> int:
+    """Have workers read their settings and handlers anew, and wait for their verdicts."""
+    with invocation.client() as roost:
+        asked = [worker for worker in roost.list_workers() if _is_meant(worker, names, host)]
+        if not asked:
+            whom = f"named {' or '.join(names)}" if names else f"on host {host or socket.gethostname()}"
+            raise Failure(f"cannot reload: there is no worker {whom}; see roostctl workers, and name others by --host")
+        verdicts = _wait_for_verdicts(roost, asked, roost.request_reload(worker_ids=[w.id for w in asked]), timeout)
+    if invocation.json:
+        print_json(verdicts)
+    else:
+        print_table(
+            ("WORKER", "HOST", "PID", "RELOAD", "GENERATION", "ERROR"),
+            [(v.worker, v.hostname, v.pid, "ok" if v.ok else "failed", v.generation, v.error) for v in verdicts],
+        )
+    return 0 if all(verdict.ok for verdict in verdicts) else EXIT_NOTHING
+
+
+COMMANDS = (workers, reload)
+
+
+def _is_meant(worker: WorkerInfo, names: tuple[str, ...], host: str | None) -> bool:
+    if names and not {worker.name, str(worker.id)} & set(names):
+        return False
+    # Who names a worker means it wherever it runs.
+    return worker.hostname == host if host else bool(names) or worker.hostname == socket.gethostname()
+
+
+def _wait_for_verdicts(roost: Roost, asked: list[WorkerInfo], request: UUID, timeout: float) -> list[Verdict]:
+    """The verdicts in the order of `asked`."""
+    deadline = time.monotonic() + timeout
+    verdicts: dict[UUID, Verdict] = {}
+    while True:
+        present = {worker.id: worker for worker in roost.list_workers()}
+        is_late = time.monotonic() >= deadline
+        for worker in asked:
+            if worker.id not in verdicts:
+                verdict = _verdict(worker, present.get(worker.id), request)
+                if verdict is None and is_late:
+                    verdict = _failed(worker, f"did not answer within {timeout:g} s")
+                if verdict is not None:
+                    verdicts[worker.id] = verdict
+        if len(verdicts) == len(asked):
+            return [verdicts[worker.id] for worker in asked]
+        time.sleep(_POLL_SECONDS)
+
+
+def _verdict(asked: WorkerInfo, present: WorkerInfo | None, request: UUID) -> Verdict | None:
+    if present is None:
+        return _failed(asked, "ended before it answered")
+    answer = present.metadata.get("reload") or {}
+    # A row holds one request: where another came after ours, its verdict holds for ours too.
+    if answer.get("request") not in (str(request), str(present.reload_request)):
+        return None
+    error = answer.get("error") or None
+    return Verdict(asked.name, asked.hostname, asked.pid, bool(answer.get("ok")), answer.get("generation"), error)
+
+
+def _failed(worker: WorkerInfo, error: str) -> Verdict:
+    return Verdict(worker.name, worker.hostname, worker.pid, False, None, error)
