@@ -156,16 +156,17 @@ class Claimer:
         promoted, next_in, answers = await self._link.run(poll)
         self._promote_at = now if promoted >= 1000 else now + min(self._poll_interval, next_in or self._poll_interval)
         for (run, limit), jobs in zip(asked, answers, strict=True):
-            self._took(run, limit, jobs)
+            self._took(run, limit, jobs, now)
 
     async def _claim(self, run: PoolRun, limit: int) -> int:
         worker_id = self._worker_id()
+        asked_at = self._loop.time()
         jobs = await self._link.run(lambda conn: statements.claim(conn, worker_id, run.config.queues, limit))
-        self._took(run, limit, jobs)
+        self._took(run, limit, jobs, asked_at)
         return len(jobs)
 
-    def _took(self, run: PoolRun, limit: int, jobs: list[ClaimedJob]) -> None:
-        run.demand.claimed(limit, len(jobs), self._loop.time())
+    def _took(self, run: PoolRun, limit: int, jobs: list[ClaimedJob], asked_at: float) -> None:
+        run.demand.claimed(limit, len(jobs), asked_at, self._loop.time())
         if jobs:
             self._on_claimed(run, jobs)
 

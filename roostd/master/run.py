@@ -85,6 +85,7 @@ class Master:
         self._reload_config = reload_config
         self._keep_pids = set(keep)
         self._owns_process = owns_process
+        self._open_files: int | None = None
         self._worker_id = uuid4()
         self._identity = _identify()
         self._pools: dict[str, PoolRun] = {}
@@ -133,6 +134,7 @@ class Master:
         if self._owns_process:
             setproctitle.setproctitle(f"roostd: master {self._config.worker.name}")
             linux.adopt_orphans()
+            self._open_files = linux.raise_open_files_limit()  # six a child; handlers get the old limit
             self._install_signals()
             self._loop.set_exception_handler(self._on_broken_callback)
         dsn = self._config.database.dsn
@@ -439,7 +441,7 @@ class Master:
         if generation is None:
             return
         try:
-            template = TemplateProcess(generation, config)
+            template = TemplateProcess(generation, config, open_files=self._open_files)
         except OSError as error:
             self._fail_generation(generation, f"cannot start the template process: {error}")
             return

@@ -16,9 +16,9 @@ from roostd.wire.packets import PacketReader, decode_message, send_message
 
 
 class TemplateProcess:
-    """The process of one generation. Calls `on_message(template, message, fds)`; op "gone" is the last."""
+    """The process of one generation; `open_files` is the limit that handlers run with. Calls `on_message(template, message, fds)`; op "gone" is the last."""
 
-    def __init__(self, generation: int, config: Config) -> None:
+    def __init__(self, generation: int, config: Config, *, open_files: int | None = None) -> None:
         self.generation = generation
         self.config = config
         self.ready = False
@@ -44,6 +44,7 @@ class TemplateProcess:
                 "modules": list(handlers.modules),
                 "pythonpath": [str(path) for path in handlers.pythonpath],
                 "registry": handlers.registry,
+                "open_files": open_files,
             }
         )
 

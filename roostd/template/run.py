@@ -43,6 +43,8 @@ def main(master_fd: int, master_pid: int) -> NoReturn:
         os._exit(0)
     settings = decode_message(*first)
     setproctitle.setproctitle(f"roostd: template {settings['generation']}")
+    if settings["open_files"] is not None:
+        linux.lower_open_files_limit(settings["open_files"])
     try:
         registry = import_handlers(settings["modules"], settings["pythonpath"], settings["registry"])
     except BaseException as error:
