@@ -13,7 +13,7 @@ install: $(INSTALLED)
 # Debian's python3 comes without ensurepip; there the system's pip fills the new environment.
 $(INSTALLED): pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
-		echo "cannot install roostd with $(PYTHON): it needs Python 3.11 or newer; use make PYTHON=python3.x" >&2; exit 1; }
+		echo "cannot install roostd with $(PYTHON): it is no Python 3.11 or newer; name one with make PYTHON=..." >&2; exit 1; }
 	@$(PY) -m pip --version >/dev/null 2>&1 || { rm -rf .venv && \
 		if $(PYTHON) -c 'import ensurepip' 2>/dev/null; then \
 			$(PYTHON) -m venv .venv; \
