@@ -24,6 +24,7 @@ class Demand:
         self._poll_at = 0.0
         self._empty_polls = 0
         self._full_since: float | None = None
+        self._hinted_at = -1.0
         self._hints = 0
         self._hints_since = 0.0
 
@@ -34,14 +35,15 @@ class Demand:
     def hinted(self, now: float) -> None:
         """Takes in a notification, or any other reason to think that there are new jobs."""
         self._dry = False
+        self._hinted_at = now
         if now - self._hints_since > _HINT_SPAN:
             self._hints, self._hints_since = 0, now
         self._hints += 1
         if self._hints > HINTS_PER_SECOND * _HINT_SPAN:
             self._call_busy()
 
-    def claimed(self, asked: int, got: int, now: float) -> None:
-        """Takes in the answer to a claim of `asked` jobs."""
+    def claimed(self, asked: int, got: int, asked_at: float, now: float) -> None:
+        """Takes in the answer to a claim of `asked` jobs that was made at `asked_at`."""
         if got >= asked:
             self._dry = False
             self._empty_polls = 0
@@ -54,6 +56,8 @@ class Demand:
         self._dry = True
         if self.wants_hints:
             self._poll_at = now + self.poll_interval
+            # A hint that came meanwhile may be of a job that the claim did not see.
+            self._dry = self._hinted_at < asked_at
         elif got:
             self._empty_polls = 0
             self._poll_at = now + BUSY_POLL_SECONDS
