@@ -16,7 +16,10 @@ from roostd.wire.packets import PacketReader, decode_message, send_message
 
 
 class TemplateProcess:
-    """The process of one generation; `open_files` is the limit that handlers run with. Calls `on_message(template, message, fds)`; op "gone" is the last."""
+    """The process of one generation; its handlers may have `open_files` open.
+
+    Calls `on_message(template, message, fds)`; op "gone" is the last.
+    """
 
     def __init__(self, generation: int, config: Config, *, open_files: int | None = None) -> None:
         self.generation = generation
