@@ -443,7 +443,7 @@ def explained(
         return SchemaError(
             f"cannot {what}: the schema roost of database {conn.info.dbname!r} is missing or out of date;"
             " run `roostctl migrate up`, or call setup_schema()",
-            "missing" if isinstance(error, psycopg.errors.InvalidSchemaName) else "outdated",
+            "outdated" if isinstance(error, psycopg.errors.UndefinedFunction) else "missing",
         )
     return None
 

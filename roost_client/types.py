@@ -34,7 +34,7 @@ class JobState(StrEnum):
 
 
 class Job(BaseModel):
-    """A row of `roost.jobs`, read-only. `state` is a JobState; `attempt` is 0 before the first run; times are in UTC."""
+    """A row of `roost.jobs`, read-only. `state` is a JobState; `attempt` is 0 before the first run; times are UTC."""
 
     model_config = ConfigDict(frozen=True)
 

@@ -334,7 +334,7 @@ def test_a_job_at_the_size_limit_is_stored(roost: Roost, jobs: Jobs) -> None:
 
 def test_a_job_read_has_a_state_and_times_in_utc(roost: Roost) -> None:
     found = roost.get_job(roost.enqueue("a"))
-    assert found.state is JobState.AVAILABLE
     assert found.state == "available"
+    assert found.state is JobState.AVAILABLE
     assert found.model_dump(mode="json")["state"] == "available"
     assert found.scheduled_at.tzinfo is UTC
