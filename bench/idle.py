@@ -10,6 +10,7 @@ from bench.scale import Scale
 
 # Asked from another database: there the question itself doesn't count.
 _TRANSACTIONS = "SELECT xact_commit + xact_rollback FROM pg_stat_database WHERE datname = %s"
+HAND_IN_SECONDS = 11.0  # a session that falls silent hands in its counts within ten seconds: those of the start, here
 
 
 def measure(rig: Rig, scale: Scale) -> list[Figure]:
@@ -17,8 +18,7 @@ def measure(rig: Rig, scale: Scale) -> list[Figure]:
         with connect(dsn) as conn:
             wait_until(conn, "SELECT EXISTS (SELECT FROM roost.idle_workers WHERE idle)", seconds=10)
             name = conn.info.dbname
-        # A session that ends, or has been quiet for a second, has handed in its counts.
-        time.sleep(1.5)
+        time.sleep(HAND_IN_SECONDS)
         before, started_at = value(other, _TRANSACTIONS, name), time.monotonic()
         time.sleep(scale.idle_seconds)
         after, seconds = value(other, _TRANSACTIONS, name), time.monotonic() - started_at
