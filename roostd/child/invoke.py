@@ -77,10 +77,11 @@ class Invoker:
             self._loop = runner.get_loop()
             try:
                 return runner.run(self._run_task(spec, args))
-            except asyncio.CancelledError:
+            except asyncio.CancelledError as cancelled:
                 if self.delivered is None:
                     raise
-                raise _EXCEPTIONS[self.delivered]() from None
+                # Where the coroutine was is worth more than where this is raised.
+                raise _EXCEPTIONS[self.delivered]().with_traceback(cancelled.__traceback__) from None
             finally:
                 self._loop = None
 
