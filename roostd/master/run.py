@@ -23,6 +23,7 @@ import setproctitle
 import structlog
 
 import roost_client
+import roostd
 from roost_client import JobState, SchemaError
 from roost_client.schema import check_steps, run_steps_async
 from roostd import linux
@@ -968,7 +969,7 @@ class Master:
         return {
             "identity": self._identity.as_json(),
             "generation": self._generations.current,
-            "version": roost_client.__version__ if hasattr(roost_client, "__version__") else "",
+            "version": roostd.__version__,
         }
 
     def _figures(self) -> dict[str, Any]:
