@@ -12,7 +12,7 @@ import tempfile
 import textwrap
 import time
 from collections.abc import Iterator
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
 from importlib.util import find_spec
 from pathlib import Path
 from typing import IO, Any, LiteralString
@@ -143,8 +143,8 @@ def test_the_directory_of_a_killed_owner_starts_again_while_its_server_still_sto
         process.kill()
         process.wait()
         successor = start_owner(tmp_path)
+        os.kill(pid, signal.SIGCONT)
         try:
-            os.kill(pid, signal.SIGCONT)
             assert read_started(successor)[1] != pid
         finally:
             successor.kill()
@@ -182,12 +182,17 @@ def test_a_server_that_was_killed_itself_starts_again_though_its_sessions_live_o
         pid = postgres.pid
         assert pid is not None
         with closing(psycopg.connect(postgres.dsn)) as conn:
-            session = value(conn, "SELECT pg_backend_pid()")
-            os.kill(session, signal.SIGSTOP)  # so that it does not see the end of its server
-            os.kill(pid, signal.SIGKILL)
-            wait_until_gone(pid)
-            postgres.start()
-        wait_until_gone(session)
+            session = os.pidfd_open(value(conn, "SELECT pg_backend_pid()"))
+            try:
+                signal.pidfd_send_signal(session, signal.SIGSTOP)  # so that it does not see the end of its server
+                os.kill(pid, signal.SIGKILL)
+                wait_until_gone(pid)
+                postgres.start()
+                assert select.select([session], [], [], 0)[0], "the session lives on"
+            finally:
+                with suppress(ProcessLookupError):
+                    signal.pidfd_send_signal(session, signal.SIGKILL)
+                os.close(session)
         with psycopg.connect(postgres.dsn) as conn:
             assert value(conn, "SELECT count(*) FROM kept") == 1
 
