@@ -90,6 +90,7 @@ class Child:
     head_since: float = 0.0  # when the clock of assigned[0] started
     deadline: float | None = None  # of assigned[0]
     called_off: SoftReason | None = None
+    told: bool = False  # that assigned[0] is called off
     kill_at: float = 0.0
     retiring: bool = False
     killed: bool = False
@@ -185,9 +186,11 @@ class Pool:
         self.pace.observe(len(jobs), now - child.head_since)
         if self._cancels:
             self._cancels.difference_update(job.id for job in jobs)
-        child.called_off = None
+        child.called_off, child.told = None, False
         child.full = False
         self._start_clock(child, now)
+        if child.assigned and child.assigned[0].id in self._cancels:  # had started when the cancel came
+            self.actions.append(TakeBack(key))
         self.assign(now)
         return jobs
 
@@ -203,10 +206,16 @@ class Pool:
             self.waiting.extendleft(reversed(back))
             self._sort_out_waiting()
         running = child.assigned[0] if child.assigned else None
-        if running is None:  # it had not even started the one that was to be called off
+        if running is None:
+            if child.called_off is SoftReason.TIMEOUT and not child.killed:
+                self._kill(child)  # it has not even started a job that should be over: it is stuck
             child.called_off = child.deadline = None
             child.full = False
-        elif running.id in self._cancels and not (child.called_off or child.killed):
+        elif child.called_off:
+            if not (child.told or child.killed):
+                child.told = True
+                self.actions.append(CallOff(key, running.lease, child.called_off))
+        elif running.id in self._cancels and not child.killed:
             self._call_off(child, SoftReason.CANCEL, now)
         self.assign(now)
 
@@ -279,8 +288,7 @@ class Pool:
                 continue
             if child.called_off:
                 if now >= child.kill_at:
-                    child.killed = True
-                    self.actions.append(Kill(child.key))
+                    self._kill(child)
                 continue
             if child.deadline is not None and now >= child.deadline:
                 self._call_off(child, SoftReason.TIMEOUT, now)
@@ -379,9 +387,8 @@ class Pool:
         """Kills every child; their jobs count as called off for a shutdown."""
         for child in self.children.values():
             if not child.killed:
-                child.killed = True
                 child.called_off = child.called_off or SoftReason.SHUTDOWN
-                self.actions.append(Kill(child.key))
+                self._kill(child)
 
     # -- helpers ------------------------------------------------------------------------------------------------
 
@@ -391,11 +398,14 @@ class Pool:
         child.deadline = None if head is None or head.timeout_seconds is None else now + head.timeout_seconds
 
     def _call_off(self, child: Child, reason: SoftReason, now: float) -> None:
+        """Has `took_back` tell the child, once it is certain that it has started the job."""
         child.called_off = reason
         child.kill_at = now + self.kill_grace
-        if len(child.assigned) > 1:
-            self.actions.append(TakeBack(child.key))
-        self.actions.append(CallOff(child.key, child.assigned[0].lease, reason))
+        self.actions.append(TakeBack(child.key))
+
+    def _kill(self, child: Child) -> None:
+        child.killed = True
+        self.actions.append(Kill(child.key))
 
     def _sort_out_waiting(self) -> None:
         """Lets go of waiting jobs that may not start: cancelled ones, those of a paused queue, all in a drain."""
