@@ -53,9 +53,6 @@ LAYERS: dict[str, tuple[set[str], set[str]]] = {
     ),
 }
 
-# The numbers that master and child agree on; the module holds nothing else.
-EXCEPTIONS = {("master", "roostd.child.signals")}
-
 # What would make a decision depend on more than its arguments.
 IMPURE = {
     "asyncio", "ctypes", "io", "logging", "multiprocessing", "os", "pathlib", "resource", "select", "selectors",
@@ -122,7 +119,7 @@ def test_imports_go_down_only(unit: str) -> None:
             if top in ("roostd", "roost_client"):
                 # The package by itself holds the version and no more (see the last test).
                 itself = unit != "roost_client" and imported_unit(imported) == ""
-                allowed = itself or imported_unit(imported) in below | {unit} or (unit, imported.module) in EXCEPTIONS
+                allowed = itself or imported_unit(imported) in below | {unit}
             else:
                 allowed = top in STANDARD | libraries
             assert allowed, f"{imported.where}: {unit} may not import {imported.module} {imported.name}".rstrip()

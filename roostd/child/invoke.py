@@ -19,9 +19,9 @@ from pydantic import BaseModel
 
 from roost_client import JobCancelled
 from roost_client.registry import HandlerSpec
-from roostd.child.signals import SOFT
 from roostd.core.outcome import SoftReason
 from roostd.wire.packets import decode_control
+from roostd.wire.signals import SOFT
 
 
 class JobInterrupted(JobCancelled):

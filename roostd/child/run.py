@@ -27,10 +27,10 @@ from roostd import linux
 from roostd.child import invoke
 from roostd.child.invoke import Invoker
 from roostd.child.result import encode_result
-from roostd.child.signals import DUMP
 from roostd.core.outcome import SoftReason
 from roostd.wire.frames import FrameKind, encode_frame
 from roostd.wire.packets import JobPacket, PacketReader, decode_job
+from roostd.wire.signals import DUMP
 
 ERROR_CHARACTERS = 4_000
 TRACE_CHARACTERS = 32_000

@@ -8,12 +8,12 @@ import signal
 import socket
 from collections.abc import Sequence
 
-from roostd.child.signals import DUMP, SOFT
 from roostd.core.job import ClaimedJob
 from roostd.core.outcome import SoftReason
 from roostd.master.killing import kill_tree
 from roostd.wire.frames import Frame, FrameDecoder
 from roostd.wire.packets import PacketReader, close_all, encode_control, encode_job, lease_of, send_packet
+from roostd.wire.signals import DUMP, SOFT
 
 _READ_BYTES = 262_144
 _DUMP_BYTES = 65_536

@@ -24,7 +24,7 @@ import structlog
 
 import roost_client
 import roostd
-from roost_client import JobState, SchemaError
+from roost_client import BackoffStrategy, JobState, SchemaError
 from roost_client.schema import check_steps, run_steps_async
 from roostd import linux
 from roostd.config import Config, PoolConfig
@@ -71,7 +71,7 @@ class Master:
 
     `reload_config` reads the settings again for a reload; it raises ConfigError where they are no good. With
     `owns_process` it answers signals, and takes every child process that it did not start, but those in `keep`, for
-    one that a job left behind; inside another program it does neither.
+    one that a job left behind; inside another program it does neither. `retry_strategy` wins over that of the settings.
     """
 
     def __init__(
@@ -81,6 +81,7 @@ class Master:
         reload_config: Callable[[], Config],
         keep: Iterable[int] = (),
         owns_process: bool = True,
+        retry_strategy: BackoffStrategy | None = None,
     ) -> None:
         self._config = config
         self._reload_config = reload_config
@@ -115,8 +116,9 @@ class Master:
         self._registered = False
         self._claiming: asyncio.Task[None] | None = None
         self._early_cancels: dict[int, float] = {}  # job id -> when; its claim may still be on its way to us
-        self._notifier = Notifier()
-        self._retry_delay = _retry_strategy(config)
+        self._notifier = Notifier() if owns_process else Notifier({})
+        self._retry_strategy = retry_strategy
+        self._retry_delay = retry_strategy or _retry_strategy(config)
 
     # -- start and end ------------------------------------------------------------------------------------------
 
@@ -484,7 +486,7 @@ class Master:
         for warning in message["warnings"]:
             _log.warning("handlers.warning", warning=warning)
         self._config = dataclasses.replace(template.config, database=self._config.database)
-        self._retry_delay = _retry_strategy(self._config)
+        self._retry_delay = self._retry_strategy or _retry_strategy(self._config)
         self._set_up_pools(self._config)
         for run in self._pools.values():
             run.pool.retire_older_than(template.generation)
