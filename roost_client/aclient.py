@@ -115,7 +115,7 @@ class AsyncRoost:
         """As Roost.list_jobs."""
         return await self._run(statements.list_jobs(queue, task, state, before_id, limit), conn)
 
-    async def status(self, *, conn: psycopg.AsyncConnection[Any] | None = None) -> dict[str, dict[JobState, int]]:
+    async def status(self, *, conn: psycopg.AsyncConnection[Any] | None = None) -> dict[str, dict[str, int]]:
         """As Roost.status."""
         return await self._run(statements.status(), conn)
 

@@ -136,7 +136,7 @@ class Roost:
         """
         return self._run(statements.list_jobs(queue, task, state, before_id, limit), conn)
 
-    def status(self, *, conn: psycopg.Connection[Any] | None = None) -> dict[str, dict[JobState, int]]:
+    def status(self, *, conn: psycopg.Connection[Any] | None = None) -> dict[str, dict[str, int]]:
         """Count the jobs of each queue that has any by state, zeros included. Exact, so it reads all jobs."""
         return self._run(statements.status(), conn)
 

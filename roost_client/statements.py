@@ -224,11 +224,11 @@ def list_jobs(
     return Statement("list jobs", sql, parameters, lambda rows: [_job(row) for row in rows])
 
 
-def status() -> Statement[dict[str, dict[JobState, int]]]:
+def status() -> Statement[dict[str, dict[str, int]]]:
     """Count all jobs by queue and state: one pass over job_rows, corrected by what is claimed."""
 
-    def read(rows: Rows) -> dict[str, dict[JobState, int]]:
-        counts: dict[str, dict[JobState, int]] = {}
+    def read(rows: Rows) -> dict[str, dict[str, int]]:
+        counts: dict[str, dict[str, int]] = {}
         for queue, state, count in rows:
             counts.setdefault(queue, dict.fromkeys(JobState, 0))[JobState(state)] = int(count)
         return counts
