@@ -117,7 +117,7 @@ class Master:
         self._claiming: asyncio.Task[None] | None = None
         self._early_cancels: dict[int, float] = {}  # job id -> when; its claim may still be on its way to us
         self._notifier = Notifier() if owns_process else Notifier({})
-        self._retry_strategy = retry_strategy
+        self._own_strategy = retry_strategy
         self._retry_delay = retry_strategy or _retry_strategy(config)
 
     # -- start and end ------------------------------------------------------------------------------------------
@@ -222,7 +222,8 @@ class Master:
     async def _reach_database(self) -> None:
         settings = self._config.database
         delay = settings.startup_retry_delay
-        for attempt in range(1, settings.startup_max_retries + 1):
+        attempts = 1 + settings.startup_max_retries
+        for attempt in range(1, attempts + 1):
             try:
                 await self._claim_link.run(lambda conn: run_steps_async(conn, check_steps()))
                 return
@@ -231,8 +232,8 @@ class Master:
             except psycopg.Error as error:
                 raise StartError(f"cannot use the database: {error}", EXIT_UNAVAILABLE) from error
             except DatabaseGone as error:
-                _log.warning("db.unreachable", attempt=attempt, of=settings.startup_max_retries, error=str(error))
-                if attempt == settings.startup_max_retries:
+                _log.warning("db.unreachable", attempt=attempt, of=attempts, error=str(error))
+                if attempt == attempts:
                     raise StartError(
                         f"cannot reach the database after {attempt} attempts: {error}", EXIT_UNAVAILABLE
                     ) from error
@@ -486,7 +487,7 @@ class Master:
         for warning in message["warnings"]:
             _log.warning("handlers.warning", warning=warning)
         self._config = dataclasses.replace(template.config, database=self._config.database)
-        self._retry_delay = self._retry_strategy or _retry_strategy(self._config)
+        self._retry_delay = self._own_strategy or _retry_strategy(self._config)
         self._set_up_pools(self._config)
         for run in self._pools.values():
             run.pool.retire_older_than(template.generation)
