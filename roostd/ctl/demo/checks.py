@@ -209,7 +209,7 @@ def results_are_right(scene: Scene) -> None:
 
 def totals_add_up(scene: Scene) -> None:
     """enqueued = completed + discarded + cancelled"""
-    ended = dict.fromkeys(ENDED, 0)
+    ended: dict[str, int] = dict.fromkeys(ENDED, 0)
     unfinished = 0
     for counts in scene.roost.status().values():
         for state, count in counts.items():
