@@ -15,7 +15,7 @@ from roostd.ctl.output import compact_json, note, print_json, print_table, print
 @command("jobs")
 @click.option("--queue", help="Only this queue's.")
 @click.option("--task", help="Only this task's.")
-@click.option("--state", type=click.Choice([*JobState]), help="Only those in this state.")
+@click.option("--state", type=click.Choice([state.value for state in JobState]), help="Only those in this state.")
 @click.option("--before", metavar="ID", type=int, help="Only those with a lower id: the page after.")
 @click.option("--limit", type=click.IntRange(min=1), default=50, show_default=True, help="How many.")
 def jobs(
