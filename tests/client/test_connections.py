@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import signal
 import subprocess
 import sys
 import tempfile
@@ -92,6 +93,31 @@ def test_a_connection_killed_in_use_is_an_error_and_is_not_used_again(roost: Roo
     assert len(errors) == 1
     roost.enqueue("b")
     assert [row["task"] for row in observer.execute("SELECT task FROM roost.jobs").fetchall()] == ["b"]
+
+
+def test_an_exception_out_of_a_signal_handler_leaves_no_connection_half_used(
+    roost: Roost, observer: Conn, dsn: str
+) -> None:
+    def soft_timeout(*_: object) -> None:
+        raise TimeoutError
+
+    def interrupt() -> None:
+        waiting = "SELECT FROM pg_stat_activity WHERE application_name = 'roost_client' AND wait_event_type = 'Lock'"
+        wait_until(lambda: observer.execute(waiting).fetchone() is not None)
+        os.kill(os.getpid(), signal.SIGUSR1)
+
+    former = signal.signal(signal.SIGUSR1, soft_timeout)
+    try:
+        with psycopg.connect(dsn) as blocker:
+            blocker.execute("LOCK TABLE roost.job_rows")
+            thread = threading.Thread(target=interrupt)
+            thread.start()
+            with pytest.raises(TimeoutError):
+                roost.enqueue("a")
+            thread.join()
+    finally:
+        signal.signal(signal.SIGUSR1, former)
+    assert roost.list_workers() == []
 
 
 def test_threads_share_a_client_and_open_no_more_than_its_bound(roost: Roost, observer: Conn, jobs: Jobs) -> None:
