@@ -101,7 +101,8 @@ class Master:
         self._respawn_timer: asyncio.TimerHandle | None = None
         self._generations = Generations()
         self._import_timer: asyncio.TimerHandle | None = None
-        self._reload_requests: set[str] = set()
+        self._reload_requests: list[str] = []  # not yet taken up, oldest first
+        self._answering: list[str] = []  # to be answered with the reload under way
         self._answered_request: str | None = None
         self._first_import: asyncio.Future[None] | None = None
         self._tick_timer: asyncio.TimerHandle | None = None
@@ -429,6 +430,7 @@ class Master:
             self._generations.request()
             _log.info("reload.queued", behind=self._generations.candidate)
             return
+        self._answering, self._reload_requests = self._answering + self._reload_requests, []
         self._notifier.reloading()
         try:
             config = self._reload_config()
@@ -523,8 +525,8 @@ class Master:
         else:
             _log.error("reload.failed", error=error, still=generation)
         self._notifier.ready(self._status())
-        requests, self._reload_requests = self._reload_requests, set()
-        for request in requests:
+        requests, self._answering = self._answering, []
+        for request in requests:  # the last answer stays: that to the last request, which the row names too
             verdict = {"request": request, "ok": error is None, "error": error or "", "generation": generation}
             self._loop.create_task(self._answer_reload(verdict))
         if self._generations.wants_another() and not self._stopping:
@@ -895,7 +897,7 @@ class Master:
         if request is not None and request != self._answered_request and not self._stopping:
             self._answered_request = request
             _log.info("reload.requested", request=request)
-            self._reload_requests.add(request)
+            self._reload_requests.append(request)
             self.request_reload()
 
     def _cancel(self, job_id: int) -> None:
