@@ -23,7 +23,7 @@ from roostd.core.job import ClaimedJob
 from roostd.core.outcome import Ending, Report, SoftReason
 from roostd.core.pace import Pace
 
-STEAL_SECONDS = 0.002  # how long a job runs before an idle child may take what stands behind it
+STEAL_SECONDS = 0.002  # how long a job runs, or others stand behind it, before an idle child may take those
 STALL_SECONDS = 0.02  # how long before nothing may stand behind it at all
 RELEASE_SECONDS = 0.5  # how long a job is held with no child free for it
 MAX_CLAIM = 1000
@@ -87,7 +87,8 @@ class Child:
     key: int
     generation: int
     assigned: deque[ClaimedJob] = field(default_factory=deque)
-    head_since: float = 0.0  # when the clock of assigned[0] started
+    head_since: float = 0.0  # when the clock of assigned[0] started; of an idle child, when it became idle
+    behind_since: float = 0.0  # since when others stand behind assigned[0]
     deadline: float | None = None  # of assigned[0]
     called_off: SoftReason | None = None
     told: bool = False  # that assigned[0] is called off
@@ -211,6 +212,7 @@ class Pool:
                 self._kill(child)  # it has not even started a job that should be over: it is stuck
             child.called_off = child.deadline = None
             child.full = False
+            child.head_since = now
         elif child.called_off:
             if not (child.told or child.killed):
                 child.told = True
@@ -271,10 +273,12 @@ class Pool:
             if room <= 0:
                 continue
             jobs = [self.waiting.popleft() for _ in range(room)]
-            was_idle = not child.assigned
+            held = len(child.assigned)
             child.assigned.extend(jobs)
-            if was_idle:
+            if not held:
                 self._start_clock(child, now)
+            if held < 2:
+                child.behind_since = now
             self._progress_at = now
             self.actions.append(Assign(child.key, jobs))
 
@@ -282,7 +286,7 @@ class Pool:
 
     def tick(self, now: float) -> None:
         """Does what time alone brings about: deadlines, kills, stalls."""
-        idle = any(child.takes_work and not child.assigned for child in self.children.values())
+        idle_since = self._idle_since()
         for child in self.children.values():
             if not child.assigned or child.killed:
                 continue
@@ -293,9 +297,8 @@ class Pool:
             if child.deadline is not None and now >= child.deadline:
                 self._call_off(child, SoftReason.TIMEOUT, now)
                 continue
-            age = now - child.head_since
-            if len(child.assigned) > 1 and age >= (STEAL_SECONDS if idle else STALL_SECONDS):
-                self.pace.at_least(age)
+            if len(child.assigned) > 1 and now >= _take_back_at(child, idle_since):
+                self.pace.at_least(now - child.head_since)
                 self.actions.append(TakeBack(child.key))
         if self.waiting and now - self._progress_at >= RELEASE_SECONDS:
             self.pace.at_least(now - self._progress_at)
@@ -305,7 +308,7 @@ class Pool:
     def next_tick(self) -> float | None:
         """When `tick` has something to do next, should nothing else happen; None for never."""
         times: list[float] = []
-        idle = any(child.takes_work and not child.assigned for child in self.children.values())
+        idle_since = self._idle_since()
         for child in self.children.values():
             if not child.assigned or child.killed:
                 continue
@@ -315,7 +318,7 @@ class Pool:
             if child.deadline is not None:
                 times.append(child.deadline)
             if len(child.assigned) > 1:
-                times.append(child.head_since + (STEAL_SECONDS if idle else STALL_SECONDS))
+                times.append(_take_back_at(child, idle_since))
         if self.waiting:
             times.append(self._progress_at + RELEASE_SECONDS)
         return min(times) if times else None
@@ -324,7 +327,7 @@ class Pool:
 
     def child_started(self, key: int, generation: int, now: float) -> None:
         self.starting -= 1
-        self.children[key] = Child(key, generation)
+        self.children[key] = Child(key, generation, head_since=now)
         if self.draining or len(self.children) > self.size or generation < self._generation:
             self.retire(key)
         self.assign(now)
@@ -397,6 +400,10 @@ class Pool:
         head = child.assigned[0] if child.assigned else None
         child.deadline = None if head is None or head.timeout_seconds is None else now + head.timeout_seconds
 
+    def _idle_since(self) -> float | None:
+        """Since when a child that could take more has had nothing to do."""
+        return min((c.head_since for c in self.children.values() if c.takes_work and not c.assigned), default=None)
+
     def _call_off(self, child: Child, reason: SoftReason, now: float) -> None:
         """Has `took_back` tell the child, once it is certain that it has started the job."""
         child.called_off = reason
@@ -427,3 +434,11 @@ class Pool:
 
     def _take_back_all(self) -> None:
         self.actions.extend(TakeBack(child.key) for child in self.children.values() if child.assigned)
+
+
+def _take_back_at(child: Child, idle_since: float | None) -> float:
+    """When others are to have what stands behind the first job of `child`."""
+    if idle_since is None:
+        return child.head_since + STALL_SECONDS
+    # Not as soon as one is idle: where jobs are short, a child is so for a moment now and then.
+    return min(child.head_since, max(child.behind_since, idle_since)) + STEAL_SECONDS
