@@ -206,6 +206,8 @@ class Pool:
                 self._progress_at = now
             self.waiting.extendleft(reversed(back))
             self._sort_out_waiting()
+            if child.killed and child.called_off is SoftReason.SHUTDOWN:  # by kill_all: others may have these jobs soon
+                self._release_waiting()
         running = child.assigned[0] if child.assigned else None
         if running is None:
             if child.called_off is SoftReason.TIMEOUT and not child.killed:
@@ -302,8 +304,7 @@ class Pool:
                 self.actions.append(TakeBack(child.key))
         if self.waiting and now - self._progress_at >= RELEASE_SECONDS:
             self.pace.at_least(now - self._progress_at)
-            self._release(self.waiting)
-            self.waiting.clear()
+            self._release_waiting()
 
     def next_tick(self) -> float | None:
         """When `tick` has something to do next, should nothing else happen; None for never."""
@@ -377,8 +378,7 @@ class Pool:
         self.draining = True
         for child in list(self.children.values()):
             self.retire(child.key)
-        self._release(self.waiting)
-        self.waiting.clear()
+        self._release_waiting()
 
     def interrupt(self, now: float) -> None:
         """Calls off every running job for a shutdown."""
@@ -387,11 +387,12 @@ class Pool:
                 self._call_off(child, SoftReason.SHUTDOWN, now)
 
     def kill_all(self) -> None:
-        """Kills every child; their jobs count as called off for a shutdown."""
+        """Kills every child and lets go of all jobs; those that ran count as called off for a shutdown."""
         for child in self.children.values():
             if not child.killed:
                 child.called_off = child.called_off or SoftReason.SHUTDOWN
                 self._kill(child)
+        self._release_waiting()
 
     # -- helpers ------------------------------------------------------------------------------------------------
 
@@ -429,8 +430,9 @@ class Pool:
                 keep.append(job)
         self.waiting = keep
 
-    def _release(self, jobs: Iterable[ClaimedJob]) -> None:
-        self.actions.extend(Settle(job, _RELEASED) for job in jobs)
+    def _release_waiting(self) -> None:
+        self.actions.extend(Settle(job, _RELEASED) for job in self.waiting)
+        self.waiting.clear()
 
     def _take_back_all(self) -> None:
         self.actions.extend(TakeBack(child.key) for child in self.children.values() if child.assigned)

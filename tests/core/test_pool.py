@@ -492,6 +492,19 @@ def test_kill_all_kills_each_child_once_and_blames_no_job() -> None:
     assert made.child_died(1, 0.0) == [(running, SoftReason.SHUTDOWN)]
 
 
+def test_kill_all_lets_go_of_what_has_not_started_too() -> None:
+    """It is the answer to a lost database: what another worker may soon run must not be started here."""
+    made = pool(1, mean_seconds=0.0025)
+    running, behind, waiting = jobs(3)
+    made.claimed([running, behind, waiting], 0.0)
+    taken(made)
+    made.kill_all()
+    assert released(taken(made)) == leases(waiting)
+    made.child_lost(1)
+    assert released(carry_out(made, {1: 1}, 0.1)) == leases(behind)
+    assert made.held_jobs() == [running]
+
+
 # -- demand
 
 
