@@ -22,10 +22,11 @@ from .fields import MAX_INTEGER_DIGITS, Refused, shown, text
 MAX_ARGS_BYTES = 1_048_576  # of UTF-8; the database holds the same bound
 MAX_DEPTH = 500  # levels of nesting; Python's own reader gives up at about 1000
 
+_MAX_VALUES = MAX_ARGS_BYTES // 3  # the shortest is a digit and ", "
 _SCALARS = frozenset((str, int, float, bool, type(None)))
 _CONTAINERS = frozenset((dict, list, tuple))
 _INTEGER_BOUND = 10**MAX_INTEGER_DIGITS
-_NUMBER_WITH_EXPONENT = re.compile(r'("(?:[^"\\]|\\.)*")|-?[0-9][0-9.]*e[+-][0-9]+', re.DOTALL)
+_NUMBER_WITH_EXPONENT = re.compile(r'("(?:[^"\\]++|\\.)*+")|-?[0-9][0-9.]*+e[+-][0-9]++', re.DOTALL)
 _HINTS = {
     "bytes": "decode it, or encode it as base64",
     "bytearray": "decode it, or encode it as base64",
@@ -115,7 +116,7 @@ def _is_plain(root: dict[Any, Any]) -> bool:
         if not deeper:
             return True
         # One list held in two places of another, and so on, doubles with each level.
-        if len(deeper) > MAX_ARGS_BYTES:
+        if len(deeper) > _MAX_VALUES:
             return False
         level = deeper
     return False
@@ -129,8 +130,8 @@ def _refuse_first_fault(path: str, root: dict[Any, Any]) -> None:
     while walks:
         for child_path, child in walks[-1]:
             seen += 1
-            if seen > MAX_ARGS_BYTES:
-                raise _too_large(path, f"has more than {MAX_ARGS_BYTES} values")
+            if seen > _MAX_VALUES:
+                raise _too_large(path, f"has more than {_MAX_VALUES} values")
             if isinstance(child, (dict, list, tuple)):
                 if id(child) in ids:
                     raise Refused(child_path, "contains itself")
@@ -183,7 +184,7 @@ def _without_exponent(match: re.Match[str]) -> str:
 
 def _too_large(path: str, what: str) -> Refused:
     return Refused(
-        path, f"{what}, more than max_args_bytes={MAX_ARGS_BYTES}: store the data elsewhere and pass a reference"
+        path, f"{what}, too much for max_args_bytes={MAX_ARGS_BYTES}: store the data elsewhere and pass a reference"
     )
 
 
