@@ -58,7 +58,13 @@ def test_a_claimed_job_has_the_values_of_its_row_and_of_the_claim(dsn: str) -> N
         async with await connect(dsn) as conn:
             worker_id = await add_worker(conn)
             args = {"x": [1, None, "\u00e9\U0001f41d"], "y": {"z": 1.5}}
-            columns = {"queue": "q", "task": "t", "args": json.dumps(args), "timeout_seconds": 7, "max_attempts": 3}
+            columns: dict[str, Any] = {
+                "queue": "q",
+                "task": "t",
+                "args": json.dumps(args),
+                "timeout_seconds": 7,
+                "max_attempts": 3,
+            }
             (job_id,) = await enqueue(conn, **columns)
             await conn.execute("UPDATE roost.job_rows SET attempt = 1, crashes = 2, state = 'retryable'")
             (job,) = await statements.claim(conn, worker_id, ["q"], 10)

@@ -1,10 +1,12 @@
 -- Completes claimed jobs with their results (JSON text; a results array that is too short means null for the rest).
 -- Returns the leases that were still ours; a late report under an earlier lease changes nothing.
 -- Called by: the master, a batch at a time. Safe to repeat after a lost answer.
--- Locks: the claims and job rows named. Index: primary keys; the update of job_rows is HOT.
+-- Locks: the claims and job rows named, in order of id: a batch repeated while its first sending still runs can't deadlock.
+-- Index: primary keys; the update of job_rows is HOT.
 WITH outcome AS MATERIALIZED (
     SELECT o.job_id, o.lease, o.result
       FROM unnest(%(job_ids)s::bigint[], %(leases)s::bigint[], %(results)s::text[]) AS o(job_id, lease, result)
+     ORDER BY o.job_id
 ), ended AS MATERIALIZED (
     DELETE FROM roost.claims
      USING outcome

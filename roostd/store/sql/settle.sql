@@ -1,12 +1,14 @@
 -- Ends claims in every way but completion: retryable, discarded, snoozed, cancelled, released (state null: as before).
 -- A cancel that was asked for meanwhile beats every state but the terminal ones. Returns the leases still ours, with the state.
 -- Called by: the master, a batch at a time, with what core/outcome.py decided. Safe to repeat after a lost answer.
--- Locks: the claims and job rows named. Index: primary keys; the update of job_rows is HOT.
+-- Locks: the claims and job rows named, in order of id: a batch repeated while its first sending still runs can't deadlock.
+-- Index: primary keys; the update of job_rows is HOT.
 WITH outcome AS MATERIALIZED (
     SELECT o.job_id, o.lease, o.state, o.delay_seconds, o.error, o.counts_attempt, o.counts_crash
       FROM unnest(%(job_ids)s::bigint[], %(leases)s::bigint[], %(states)s::text[], %(delays)s::float8[],
                   %(errors)s::text[], %(counts_attempt)s::boolean[], %(counts_crash)s::boolean[])
            AS o(job_id, lease, state, delay_seconds, error, counts_attempt, counts_crash)
+     ORDER BY o.job_id
 ), ended AS MATERIALIZED (
     DELETE FROM roost.claims
      USING outcome
