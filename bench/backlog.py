@@ -6,14 +6,13 @@ holds nothing but the jobs that are drained.
 
 from __future__ import annotations
 
-import statistics
 from collections.abc import Iterator
 from typing import Any
 
 import psycopg
 
 from bench import rows
-from bench.figures import Aim, Figure, median
+from bench.figures import Aim, Figure, median, median_ratio
 from bench.rig import Rig, connect
 from bench.scale import Scale
 from roost_client import Roost
@@ -36,9 +35,8 @@ def measure(rig: Rig, scale: Scale) -> Iterator[Figure]:
                     baseline.append(_drain_first(rig, empty, scale.backlog_jobs))
                     beside.append(_drain_first(rig, full, scale.backlog_jobs, add=kind != "waiting"))
             alone += baseline
-            ratio = statistics.median(beside) / statistics.median(baseline)
-            yield median(f"first {scale.backlog_jobs:,} of {scale.backlog_rows:,} {kind}", beside, "jobs/s")
-            yield Figure(f"… relative to none {kind}", ratio, "", Aim("≥", 0.9))
+            yield median(f"first {scale.backlog_jobs:,} beside {scale.backlog_rows:,} {kind}", beside, "jobs/s")
+            yield median_ratio(f"… relative to none {kind}", beside, baseline, aim=Aim("≥", 0.9))
     yield median(f"first {scale.backlog_jobs:,} with nothing beside", alone, "jobs/s")
 
 

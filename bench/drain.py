@@ -7,11 +7,10 @@ side by side can be compared.
 
 from __future__ import annotations
 
-import statistics
 from uuid import uuid4
 
 from bench import rows
-from bench.figures import Aim, Figure, median
+from bench.figures import Aim, Figure, median, median_ratio
 from bench.rig import Rig, connect
 from bench.scale import Scale
 from roostd.store.statements import SESSION, SQL
@@ -26,11 +25,10 @@ def measure(rig: Rig, scale: Scale) -> list[Figure]:
         for _ in range(scale.rounds):
             floors.append(floor(dsn, scale.drain_jobs))
             drains.append(drain(rig, dsn, scale.drain_jobs))
-    fraction = 100 * statistics.median(drains) / statistics.median(floors)
     return [
         median("floor", floors, "jobs/s"),
         median("drain", drains, "jobs/s", Aim("≥", 20_000)),
-        Figure("drain as part of the floor", fraction, "%", Aim("≥", 35)),
+        median_ratio("drain as part of the floor", drains, floors, "%", Aim("≥", 35)),
     ]
 
 

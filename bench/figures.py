@@ -42,6 +42,14 @@ def median(name: str, samples: Sequence[float], unit: str, aim: Aim | None = Non
     return Figure(name, statistics.median(samples), unit, aim, samples)
 
 
+def median_ratio(
+    name: str, samples: Sequence[float], baseline: Sequence[float], unit: str = "", aim: Aim | None = None
+) -> Figure:
+    """Each sample to the one of the baseline that was measured next to it; in percent if that is the unit."""
+    scale = 100 if unit == "%" else 1
+    return median(name, [scale * one / other for one, other in zip(samples, baseline, strict=True)], unit, aim)
+
+
 def table(machine: dict[str, Any], figures: Sequence[Figure]) -> str:
     rows = [("", "measured", "lowest to highest", "aim", "met")]
     for figure in figures:

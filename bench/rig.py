@@ -100,10 +100,12 @@ class Rig:
                 preexec_fn=lambda: linux.die_with_parent(signal.SIGTERM, bench_pid),
             )
             try:
-                _wait_ready(notices, process, log)
+                _wait_ready(notices, process)
                 yield Daemon(process.pid)
                 if process.poll() is not None:
-                    raise BenchError(f"roostd ended by itself with status {process.returncode}:\n{_end_of(log)}")
+                    raise BenchError(f"roostd ended by itself with status {process.returncode}")
+            except BenchError as error:
+                raise BenchError(f"{error}\nThe daemon's log ends with:\n{_end_of(log)}") from error
             finally:
                 _stop(process)
 
@@ -158,18 +160,18 @@ def _config(dsn: str, children: int, queues: tuple[str, ...]) -> str:
     )
 
 
-def _wait_ready(notices: socket.socket, process: subprocess.Popen[bytes], log: Path) -> None:
+def _wait_ready(notices: socket.socket, process: subprocess.Popen[bytes]) -> None:
     notices.settimeout(0.1)
     deadline = time.monotonic() + START_SECONDS
     while time.monotonic() < deadline:
         if process.poll() is not None:
-            raise BenchError(f"roostd ended at its start with status {process.returncode}:\n{_end_of(log)}")
+            raise BenchError(f"roostd ended at its start with status {process.returncode}")
         try:
             if b"READY=1" in notices.recv(4096):
                 return
         except TimeoutError:
             continue
-    raise BenchError(f"roostd was not ready within {START_SECONDS:g} s:\n{_end_of(log)}")
+    raise BenchError(f"roostd was not ready within {START_SECONDS:g} s")
 
 
 def _stop(process: subprocess.Popen[bytes]) -> None:
