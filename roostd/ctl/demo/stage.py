@@ -64,13 +64,14 @@ class Stage:
 
     def _clean_up(self) -> None:
         for number in _INTERRUPTS:
-            signal.signal(number, signal.SIG_IGN)  # it would leave the rest behind; _interruptible takes it back
+            signal.signal(number, signal.SIG_IGN)  # another one would leave the rest behind
         self._stack.close()
 
     def _build(self) -> None:
         enter = self._stack.enter_context
         examples = _find_examples()
-        enter(_interruptible())
+        for number in _INTERRUPTS:
+            signal.signal(number, _interrupt)
         directory = Path(enter(tempfile.TemporaryDirectory(prefix="roost-demo-")))
         self._log = directory / "roostd.log"
         try:
@@ -152,16 +153,5 @@ def _find_examples() -> Path:
     return examples
 
 
-@contextmanager
-def _interruptible() -> Iterator[None]:
-    """Whatever asks this process to end makes it end in order."""
-
-    def interrupt(number: int, frame: FrameType | None) -> NoReturn:
-        raise KeyboardInterrupt
-
-    former = {number: signal.signal(number, interrupt) for number in _INTERRUPTS}
-    try:
-        yield
-    finally:
-        for number, handler in former.items():
-            signal.signal(number, handler)
+def _interrupt(number: int, frame: FrameType | None) -> NoReturn:
+    raise KeyboardInterrupt
