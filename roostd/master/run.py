@@ -105,6 +105,7 @@ class Master:
         self._answering: list[str] = []  # to be answered with the reload under way
         self._answered_request: str | None = None
         self._first_import: asyncio.Future[None] | None = None
+        self._reload_after_start = False
         self._tick_timer: asyncio.TimerHandle | None = None
         self._tick_at = 0.0
         self._stopping = False
@@ -188,6 +189,8 @@ class Master:
             if once:
                 await self._until_stopped(self._drain_once())
                 return self._writer.written
+            if self._reload_after_start:
+                self._reload()
             self._claiming = self._loop.create_task(self._claimer.run())
             stopped = self._loop.create_task(self._stop.wait())
             regularly = (self._reap_regularly(), self._notify_regularly(), listener.run())
@@ -421,7 +424,10 @@ class Master:
 
     def request_reload(self) -> None:
         """Reads settings and handlers anew; if they are no good, everything goes on as it is."""
-        if self._stopping or self._first_import is None or not self._first_import.done():
+        if self._stopping:
+            return
+        if self._first_import is None or not self._first_import.done():
+            self._reload_after_start = True  # what was read until now may be older than the request
             return
         self._reload()
 
