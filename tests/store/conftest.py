@@ -1,4 +1,4 @@
-"""A database that the tests of one module share, each in a transaction that it rolls back."""
+"""Databases that tests of one module share, because making one costs more than most tests do with it."""
 
 from __future__ import annotations
 
@@ -14,10 +14,21 @@ from roostd.embedded import EmbeddedPostgres
 
 @pytest.fixture(scope="module")
 def shared_dsn(postgres: EmbeddedPostgres, template: str) -> Iterator[str]:
-    """For many small tests that commit nothing: a database of its own costs a test more than all that it does."""
+    """For tests that commit nothing."""
     name = sql.Identifier("store_shared")
     with psycopg.connect(postgres.dsn, autocommit=True) as conn:
         conn.execute(sql.SQL("CREATE DATABASE {} TEMPLATE {}").format(name, sql.Identifier(template)))
     yield make_conninfo(postgres.dsn, dbname="store_shared")
     with psycopg.connect(postgres.dsn, autocommit=True) as conn:
         conn.execute(sql.SQL("DROP DATABASE {} WITH (FORCE)").format(name))
+
+
+@pytest.fixture
+def clean_dsn(shared_dsn: str) -> str:
+    """For tests that leave rows behind, and nothing else."""
+    with psycopg.connect(shared_dsn, autocommit=True) as conn:
+        conn.execute(
+            "TRUNCATE roost.job_rows, roost.ready, roost.scheduled, roost.claims, roost.queues, roost.workers,"
+            " roost.idle_workers"
+        )
+    return shared_dsn

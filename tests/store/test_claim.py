@@ -34,9 +34,9 @@ async def _claim_all(conn: Conn, worker_id: UUID, queues: Sequence[str], limit: 
     return batches
 
 
-def test_jobs_come_by_priority_then_time_then_id_across_all_queues(dsn: str) -> None:
+def test_jobs_come_by_priority_then_time_then_id_across_all_queues(clean_dsn: str) -> None:
     async def main() -> None:
-        async with await connect(dsn) as conn:
+        async with await connect(clean_dsn) as conn:
             worker_id = await add_worker(conn)
             expected = []
             times = ["2020-01-01Z", "2020-01-02Z"]
@@ -53,9 +53,9 @@ def test_jobs_come_by_priority_then_time_then_id_across_all_queues(dsn: str) -> 
     asyncio.run(main())
 
 
-def test_a_claimed_job_has_the_values_of_its_row_and_of_the_claim(dsn: str) -> None:
+def test_a_claimed_job_has_the_values_of_its_row_and_of_the_claim(clean_dsn: str) -> None:
     async def main() -> None:
-        async with await connect(dsn) as conn:
+        async with await connect(clean_dsn) as conn:
             worker_id = await add_worker(conn)
             args = {"x": [1, None, "\u00e9\U0001f41d"], "y": {"z": 1.5}}
             columns: dict[str, Any] = {
@@ -83,9 +83,9 @@ def test_a_claimed_job_has_the_values_of_its_row_and_of_the_claim(dsn: str) -> N
     asyncio.run(main())
 
 
-def test_no_more_than_the_limit_is_claimed(dsn: str) -> None:
+def test_no_more_than_the_limit_is_claimed(clean_dsn: str) -> None:
     async def main() -> None:
-        async with await connect(dsn) as conn:
+        async with await connect(clean_dsn) as conn:
             worker_id = await add_worker(conn)
             for queue in ("a", "b"):
                 await enqueue(conn, 20, queue=queue)
@@ -100,9 +100,9 @@ def test_no_more_than_the_limit_is_claimed(dsn: str) -> None:
     asyncio.run(main())
 
 
-def test_a_queue_named_twice_gives_each_job_once(dsn: str) -> None:
+def test_a_queue_named_twice_gives_each_job_once(clean_dsn: str) -> None:
     async def main() -> None:
-        async with await connect(dsn) as conn:
+        async with await connect(clean_dsn) as conn:
             worker_id = await add_worker(conn)
             ids = await enqueue(conn, 5)
             claimed = await statements.claim(conn, worker_id, ["default", "default"], 100)
@@ -112,12 +112,12 @@ def test_a_queue_named_twice_gives_each_job_once(dsn: str) -> None:
     asyncio.run(main())
 
 
-def test_claimers_at_once_claim_each_job_once_under_rising_leases(dsn: str) -> None:
+def test_claimers_at_once_claim_each_job_once_under_rising_leases(clean_dsn: str) -> None:
     async def main() -> None:
-        async with await connect(dsn) as conn:
+        async with await connect(clean_dsn) as conn:
             worker_id = await add_worker(conn)
             ids = [await enqueue(conn, 2000, queue=queue) for queue in ("a", "b")]
-            conns = [await connect(dsn) for _ in range(4)]
+            conns = [await connect(clean_dsn) for _ in range(4)]
             orders = (["a", "b"], ["b", "a"], ["a", "b"], ["b"])
             work = [_claim_all(c, worker_id, order, 17) for c, order in zip(conns, orders, strict=True)]
             claims = await asyncio.gather(*work)
@@ -137,9 +137,9 @@ def test_claimers_at_once_claim_each_job_once_under_rising_leases(dsn: str) -> N
     asyncio.run(main())
 
 
-def test_a_claim_does_not_wait_for_rows_that_another_holds(dsn: str) -> None:
+def test_a_claim_does_not_wait_for_rows_that_another_holds(clean_dsn: str) -> None:
     async def main() -> None:
-        async with await connect(dsn) as conn, await connect(dsn) as other:
+        async with await connect(clean_dsn) as conn, await connect(clean_dsn) as other:
             worker_id = await add_worker(conn)
             ids = await enqueue(conn, 10)
             await conn.execute("SET lock_timeout = '5s'")
@@ -155,9 +155,9 @@ def test_a_claim_does_not_wait_for_rows_that_another_holds(dsn: str) -> None:
     asyncio.run(main())
 
 
-def test_a_later_claim_of_a_job_has_a_larger_lease(dsn: str) -> None:
+def test_a_later_claim_of_a_job_has_a_larger_lease(clean_dsn: str) -> None:
     async def main() -> None:
-        async with await connect(dsn) as conn:
+        async with await connect(clean_dsn) as conn:
             worker_id = await add_worker(conn)
             await enqueue(conn)
             leases = []
@@ -172,9 +172,9 @@ def test_a_later_claim_of_a_job_has_a_larger_lease(dsn: str) -> None:
     asyncio.run(main())
 
 
-def test_a_paused_queue_gives_nothing_until_it_is_resumed(dsn: str) -> None:
+def test_a_paused_queue_gives_nothing_until_it_is_resumed(clean_dsn: str) -> None:
     async def main() -> None:
-        async with await connect(dsn) as conn:
+        async with await connect(clean_dsn) as conn:
             worker_id = await add_worker(conn)
             (paused,) = await enqueue(conn, queue="paused", priority=-100)
             (resumed,) = await enqueue(conn, queue="resumed")
@@ -187,9 +187,9 @@ def test_a_paused_queue_gives_nothing_until_it_is_resumed(dsn: str) -> None:
     asyncio.run(main())
 
 
-def test_a_worker_without_a_row_claims_nothing(dsn: str) -> None:
+def test_a_worker_without_a_row_claims_nothing(clean_dsn: str) -> None:
     async def main() -> None:
-        async with await connect(dsn) as conn:
+        async with await connect(clean_dsn) as conn:
             await enqueue(conn, 3)
             await add_worker(conn)
             assert await statements.claim(conn, uuid4(), ["default"], 10) == []
@@ -217,9 +217,9 @@ def test_a_worker_without_a_row_claims_nothing(dsn: str) -> None:
         "A",
     ],
 )
-def test_any_name_of_a_queue_is_just_characters(shared_dsn: str, queue: str) -> None:
+def test_any_name_of_a_queue_is_just_characters(clean_dsn: str, queue: str) -> None:
     async def main() -> None:
-        async with await connect(shared_dsn) as conn, conn.transaction(force_rollback=True):
+        async with await connect(clean_dsn) as conn:
             worker_id = await add_worker(conn)
             near = [queue.upper(), queue.lower(), queue + " ", queue.strip(), "\u00e9", "e\u0301", "a"]
             for other in set(near) - {queue, "", *(n for n in near if len(n) > 128)}:

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import asyncio
 from collections import defaultdict
-from typing import Any, NamedTuple
+from collections.abc import Iterator
+from typing import NamedTuple
 
 import pytest
-from psycopg import AsyncConnection
 
 from roost_client import JobState
 from roostd.core.lifecycle import (
@@ -21,7 +21,16 @@ from roostd.core.lifecycle import (
     TRANSITIONS,
     Event,
 )
-from tests.store.rows import Life, add_worker, assert_each_job_is_in_its_place, job_row, places, public_state
+from tests.store.rows import (
+    Conn,
+    Life,
+    add_worker,
+    assert_each_job_is_in_its_place,
+    connect,
+    job_row,
+    places,
+    public_state,
+)
 
 
 class Situation(NamedTuple):
@@ -138,6 +147,15 @@ OPERATIONS = {
 TARGETED = OPERATIONS.keys() - {"promote", "lose the worker and rescue"}
 
 
+@pytest.fixture(scope="module")
+def session(shared_dsn: str) -> Iterator[tuple[asyncio.Runner, Conn]]:
+    """One connection for all cells of the matrix, with its prepared statements, and the loop it lives in."""
+    with asyncio.Runner() as runner:
+        conn = runner.run(connect(shared_dsn))
+        yield runner, conn
+        runner.run(conn.close())
+
+
 def test_the_matrix_holds_every_transition_and_no_other() -> None:
     shown: defaultdict[tuple[JobState, Event], set[JobState]] = defaultdict(set)
     for operation in OPERATIONS.values():
@@ -160,12 +178,13 @@ def test_the_matrix_has_a_place_for_every_job_that_is_not_finished() -> None:
 
 @pytest.mark.parametrize("situation", SITUATIONS)
 @pytest.mark.parametrize("operation", OPERATIONS)
-def test_an_operation_on_a_job(shared_dsn: str, operation: str, situation: str) -> None:
-    asyncio.run(_check(shared_dsn, operation, situation))
+def test_an_operation_on_a_job(session: tuple[asyncio.Runner, Conn], operation: str, situation: str) -> None:
+    runner, conn = session
+    runner.run(_check(conn, operation, situation))
 
 
-async def _check(dsn: str, operation: str, situation: str) -> None:
-    async with await AsyncConnection[Any].connect(dsn) as conn:  # one transaction, rolled back below
+async def _check(conn: Conn, operation: str, situation: str) -> None:
+    async with conn.transaction(force_rollback=True):
         worker_id = await add_worker(conn)
         job, bystander = Life(worker_id, "its own"), Life(worker_id, "another")
         for life in (job, bystander):
@@ -190,7 +209,6 @@ async def _check(dsn: str, operation: str, situation: str) -> None:
         if operation in TARGETED:
             assert (await job_row(conn, bystander.job_id), await places(conn, bystander.job_id)) == bystander_before
         await assert_each_job_is_in_its_place(conn)
-        await conn.rollback()
 
 
 def _shown(state: JobState, place: str | None) -> tuple[str, ...]:
