@@ -145,6 +145,13 @@ class Daemon:
     def templates(self) -> list[int]:
         return [pid for pid in self.processes() if title_of(pid).startswith("roostd: template")]
 
+    def wait_template(self) -> int:
+        """The pid of the template, once there is one; a child bears its name until it has its own."""
+        return eventually(
+            lambda: templates[0] if len(templates := self.templates()) == 1 else None,
+            lambda: f"only template, but {self._titles()}. {self.told()}",
+        )
+
     def wait_children(self, number: int) -> list[int]:
         """The pids of its children, once there are `number` and each is on its own."""
         return eventually(

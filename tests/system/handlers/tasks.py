@@ -368,3 +368,14 @@ def leave_zombies(number: int) -> int:
         if os.fork() == 0:
             os._exit(0)
     return os.getpid()
+
+
+@job("tick")
+def tick(key: str) -> None:
+    """Writes the time to KEY.ticks every few milliseconds, until there is a file KEY.go."""
+    Path(f"{key}.started").touch()
+    with open(f"{key}.ticks", "a") as file:
+        while not Path(f"{key}.go").exists():
+            file.write(f"{time.time()}\n")
+            file.flush()
+            time.sleep(0.005)
