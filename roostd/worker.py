@@ -7,6 +7,7 @@ no process title set, and its other child processes are left alone.
 from __future__ import annotations
 
 import asyncio
+import logging
 import math
 import sys
 from collections.abc import Iterable
@@ -31,7 +32,9 @@ class Worker:
     name mean in the daemon's configuration, and intervals are seconds. Those of the API reference that later versions
     bring are missing: run_cron, archive_after_seconds, archive_interval, result_ttl_seconds, hooks.
 
-    Unlike the daemon, it cannot catch what a job puts into a session of its own if the job's child then crashes.
+    Unlike the daemon, it cannot catch what a job puts into a session of its own if the job's child then crashes. It
+    logs by structlog as the program has configured that, or else to stderr.
+
     Raises ValueError for an option that can't be used.
     """
 
@@ -113,6 +116,11 @@ class Worker:
         config = Config(
             database=self._database, worker=self._worker, handlers=_handlers_of(self._registry), pools=(self._pool,)
         )
+        if not structlog.is_configured():  # its own default is stdout, where the program's data goes
+            structlog.configure(
+                wrapper_class=structlog.make_filtering_bound_logger(logging.INFO),
+                logger_factory=structlog.PrintLoggerFactory(sys.stderr),
+            )
         self._loop = asyncio.get_running_loop()
         self._master = master = Master(
             config, reload_config=lambda: config, owns_process=False, retry_strategy=self._retry_strategy

@@ -233,6 +233,24 @@ def test_only_the_newest_errors_are_kept(dsn: str, make: Callable[..., Worker]) 
         assert [error["attempt"] for error in roost.get_job(job_id).errors] == [2, 3]
 
 
+def test_the_log_goes_where_the_program_says_or_to_stderr(dsn: str, module: ModuleType) -> None:
+    program = f"""
+import asyncio, sys, structlog
+sys.path.insert(0, {str(Path(str(module.__file__)).parent)!r})
+import {module.__name__} as handlers
+from roostd import Worker
+if sys.argv[1:]:
+    structlog.configure(logger_factory=structlog.PrintLoggerFactory(open(sys.argv[1], "w")))
+asyncio.run(Worker({dsn!r}, registry=handlers.registry).run_once())
+"""
+    log = Path(str(module.__file__)).with_name("log")
+    for arguments in ([], [str(log)]):
+        told = subprocess.run([sys.executable, "-c", program, *arguments], capture_output=True, text=True, check=True)
+        assert told.stdout == ""
+        assert ("worker.ready" in told.stderr) == (not arguments)
+    assert "worker.ready" in log.read_text()
+
+
 def test_a_handler_in_main_is_refused() -> None:
     program = """
 import asyncio
