@@ -325,13 +325,30 @@ def test_a_cancel_of_a_job_that_is_not_here_is_not_ours() -> None:
     assert not made.cancel(0, 0.0)
 
 
-def test_a_cancel_is_forgotten_with_its_job() -> None:
+def _ends(made: Pool, only: ClaimedJob) -> None:
+    carry_out(made, {1: 1}, 0.0)
+    made.ended(1, leases(only), 0.1)
+
+
+def _dies(made: Pool, only: ClaimedJob) -> None:
+    carry_out(made, {1: 1}, 0.0)
+    made.child_died(1, 0.1)
+    made.starting = 1
+    made.child_started(1, 1, 0.1)
+
+
+def _never_starts(made: Pool, only: ClaimedJob) -> None:
+    carry_out(made, {}, 0.0)
+
+
+@pytest.mark.parametrize("end", [_ends, _dies, _never_starts])
+def test_a_cancel_is_forgotten_with_its_job_which_may_be_retried(end: Callable[[Pool, ClaimedJob], None]) -> None:
     made = pool()
     only = job()
     made.claimed([only], 0.0)
     made.cancel(only.id, 0.0)
-    carry_out(made, {1: 1}, 0.0)
-    made.ended(1, leases(only), 0.1)
+    end(made, only)
+    taken(made)
     again = only._replace(lease=only.lease + 1000)
     made.claimed([again], 0.2)
     assert taken(made) == [Assign(1, [again])]
@@ -420,6 +437,7 @@ def test_a_new_generation_lets_the_old_children_finish_their_job_and_no_other() 
     made = pool(1, mean_seconds=0.0005)
     running, behind = jobs(2)
     made.claimed([running, behind], 0.0)
+    made.retire_older_than(1)
     taken(made)
     made.retire_older_than(2)
     assert carry_out(made, {1: 1}, 0.001) == [TakeBack(1), Retire(1)]
@@ -440,14 +458,16 @@ def test_a_child_of_an_old_generation_that_comes_late_gets_no_job() -> None:
 # -- the end
 
 
-def test_a_drain_lets_running_jobs_finish_and_gives_the_rest_back() -> None:
-    made = pool(1, mean_seconds=0.0005)
-    running, behind, late = jobs(3)
-    made.claimed([running, behind], 0.0)
+@pytest.mark.parametrize("mean_seconds", [0.0005, 10.0])
+def test_a_drain_lets_running_jobs_finish_and_gives_the_rest_back(mean_seconds: float) -> None:
+    made = pool(1, mean_seconds=mean_seconds)
+    batch = jobs(12)
+    running, late = batch[0], job()
+    made.claimed(batch, 0.0)
     taken(made)
     made.drain()
     actions = carry_out(made, {1: 1}, 0.001)
-    assert released(actions) == leases(behind)
+    assert sorted(released(actions)) == leases(*batch[1:])
     assert Retire(1) in actions
     assert made.demand() == made.missing_children() == 0
     made.claimed([late], 0.001)

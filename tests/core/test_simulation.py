@@ -678,10 +678,12 @@ class World:
         state = self.pool.children[child.key]
         if state.called_off is not reason or state.assigned[0].lease != lease:
             raise Broken(f"lease {lease} is called off for {reason.name}, but the pool has it otherwise: {state}")
+        if lease in self.called_off:
+            raise Broken(f"lease {lease} is called off twice")
         timeout = state.assigned[0].timeout_seconds
         if reason is SoftReason.TIMEOUT and (timeout is None or self.now - self.handed_at[lease] < timeout):
             raise Broken(f"lease {lease} is called off before its time")
-        self.called_off.setdefault(lease, (self.now, child.key))
+        self.called_off[lease] = (self.now, child.key)
         running, plan = child.running, child.plan
         if child.alive and running is not None and running.lease == lease and plan and plan.heeds_after is not None:
             self.after(plan.heeds_after, lambda: self.finish(child, lease, ENDING_OF[reason].name.lower()))
