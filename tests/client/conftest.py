@@ -41,3 +41,14 @@ def observer(dsn: str) -> Iterator[psycopg.Connection[Any]]:
 def jobs(observer: psycopg.Connection[dict[str, Any]]) -> Callable[[], list[dict[str, Any]]]:
     """Reads all committed jobs, in order of id."""
     return lambda: observer.execute("SELECT * FROM roost.jobs ORDER BY id").fetchall()
+
+
+@pytest.fixture
+def notified() -> Callable[[psycopg.Connection[Any]], list[tuple[str, str]]]:
+    """Reads what a connection was notified of, as (channel, payload), by transactions that have committed."""
+
+    def read(listener: psycopg.Connection[Any]) -> list[tuple[str, str]]:
+        listener.execute("SELECT 1")  # a server sends what is due before it says that it is ready again
+        return [(notify.channel, notify.payload) for notify in listener.notifies(timeout=0)]
+
+    return read

@@ -17,7 +17,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import BaseModel, ConfigDict, Field, RootModel, computed_field
 
@@ -195,6 +195,7 @@ def has_fault(value: Any) -> bool:
     return False
 
 
+@settings(deadline=None)
 @given(st.dictionaries(st.text(), json_values))
 def test_any_json_is_accepted_and_read_back_equal_or_refused_with_a_path(value: dict[str, Any]) -> None:
     if has_fault(value):

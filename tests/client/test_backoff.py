@@ -7,7 +7,7 @@ import math
 import random
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from roost_client import exponential, fixed, linear
@@ -26,6 +26,7 @@ def test_linear_and_fixed_are_what_they_say() -> None:
     assert [fixed(3)(attempt) for attempt in (1, 10_000)] == [3, 3]
 
 
+@settings(deadline=None)
 @given(
     attempt=st.integers(0, 10**6),
     base=st.floats(0, 1e6),

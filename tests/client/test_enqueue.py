@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 import uuid
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime, timedelta, timezone
@@ -296,6 +297,11 @@ json_objects = st.dictionaries(
 )
 
 
+def without_minus_zero(text: str) -> str:
+    """As PostgreSQL writes it, whose numbers have no such thing."""
+    return re.sub(r"-0\.0(?!\d)", "0.0", text)
+
+
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
 @given(args=json_objects, metadata=json_objects)
 def test_any_json_is_read_back_equal(
@@ -310,7 +316,9 @@ def test_any_json_is_read_back_equal(
     assert one.metadata == other.metadata == metadata
     raw = conn.execute("SELECT args FROM roost.jobs WHERE id = %s", (job_id,)).fetchone()
     assert raw is not None
-    assert json.dumps(raw[0], sort_keys=True) == json.dumps(args, sort_keys=True).replace("-0.0", "0.0")
+    assert without_minus_zero(json.dumps(raw[0], sort_keys=True)) == without_minus_zero(
+        json.dumps(args, sort_keys=True)
+    )
 
 
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None, max_examples=30)
@@ -322,7 +330,7 @@ def test_the_size_the_client_measures_is_the_size_the_database_sees(
     job_id = roost.enqueue("a", args=args, conn=conn)
     row = conn.execute("SELECT octet_length(args::text) FROM roost.jobs WHERE id = %s", (job_id,)).fetchone()
     assert row is not None
-    assert row[0] == len(object_text("args", args).replace("-0.0,", "0.0,").replace("-0.0]", "0.0]").encode())
+    assert row[0] == len(without_minus_zero(object_text("args", args)).encode())
 
 
 def test_a_job_at_the_size_limit_is_stored(roost: Roost, jobs: Jobs) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import inspect
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
 from typing import Any
 from uuid import UUID, uuid4
@@ -26,6 +26,7 @@ from roost_client import (
 )
 
 Conn = psycopg.Connection[Any]
+Notified = Callable[[Conn], list[tuple[str, str]]]
 LATER = datetime(2050, 1, 1, tzinfo=UTC)
 
 
@@ -123,13 +124,15 @@ def test_cancel_by_state(client: Roost, observer: Conn) -> None:
     assert (running.state, running.cancel_requested, running.cancelled_at) == (JobState.EXECUTING, True, None)
 
 
-def test_a_worker_is_told_of_a_cancel_only_of_a_running_job(client: Roost, observer: Conn, dsn: str) -> None:
+def test_a_worker_is_told_of_a_cancel_only_of_a_running_job(
+    client: Roost, observer: Conn, dsn: str, notified: Notified
+) -> None:
     jobs = one_in_each_state(client, observer)
     with psycopg.connect(dsn, autocommit=True) as listener:
         listener.execute("LISTEN roost_cancel_requested")
         for job_id in jobs.values():
             client.cancel(job_id)
-        assert [n.payload for n in listener.notifies(timeout=0)] == [str(jobs["executing"])]
+        assert notified(listener) == [("roost_cancel_requested", str(jobs["executing"]))]
 
 
 def test_retry_by_state(client: Roost, observer: Conn) -> None:
@@ -224,7 +227,7 @@ def test_status_counts_each_queue_and_state(client: Roost, observer: Conn) -> No
     }
 
 
-def test_pause_and_resume_are_idempotent_and_told(client: Roost, observer: Conn, dsn: str) -> None:
+def test_pause_and_resume_are_idempotent_and_told(client: Roost, observer: Conn, dsn: str, notified: Notified) -> None:
     observer.execute("INSERT INTO roost.idle_workers VALUES (gen_random_uuid(), true, '{emails}')")
     with psycopg.connect(dsn, autocommit=True) as listener:
         listener.execute("LISTEN roost_queue_changed")
@@ -237,11 +240,10 @@ def test_pause_and_resume_are_idempotent_and_told(client: Roost, observer: Conn,
         assert second is not None
         assert first["paused"]
         assert first["paused_at"] == second["paused_at"]
-        assert {n.channel for n in listener.notifies(timeout=0)} == {"roost_queue_changed"}
+        assert set(notified(listener)) == {("roost_queue_changed", "emails")}
         for _ in range(2):
             client.resume_queue("emails")
-            told = [(n.channel, n.payload) for n in listener.notifies(timeout=0)]
-            assert told == [("roost_queue_changed", "emails"), ("roost_inserted", "emails")]
+            assert notified(listener) == [("roost_queue_changed", "emails"), ("roost_inserted", "emails")]
     third = observer.execute("SELECT * FROM roost.queues").fetchone()
     assert third is not None
     assert (third["paused"], third["paused_at"]) == (False, None)
@@ -290,7 +292,9 @@ def test_list_workers_reads_every_column(client: Roost, observer: Conn) -> None:
     assert found.last_seen_at >= found.started_at
 
 
-def test_request_reload_marks_and_tells_the_workers_asked(client: Roost, observer: Conn, dsn: str) -> None:
+def test_request_reload_marks_and_tells_the_workers_asked(
+    client: Roost, observer: Conn, dsn: str, notified: Notified
+) -> None:
     one, two, other = worker(observer), worker(observer), worker(observer, "web2")
     with psycopg.connect(dsn, autocommit=True) as listener:
         listener.execute("LISTEN roost_reload")
@@ -303,7 +307,7 @@ def test_request_reload_marks_and_tells_the_workers_asked(client: Roost, observe
         for keywords, expected in asked:
             request = client.request_reload(**keywords)
             assert {w.id for w in client.list_workers() if w.reload_request == request} == expected
-            assert {UUID(n.payload) for n in listener.notifies(timeout=0)} == expected
+            assert {UUID(payload) for _, payload in notified(listener)} == expected
     nobodies: tuple[dict[str, Any], ...] = ({"hostname": "web3"}, {"worker_ids": [uuid4()]}, {"worker_ids": []})
     for nobody in nobodies:
         with pytest.raises(RoostError, match="no such worker"):

@@ -17,6 +17,7 @@ from roostd.embedded import EmbeddedPostgres
 
 Jobs = Callable[[], list[dict[str, Any]]]
 Conn = psycopg.Connection[Any]
+Notified = Callable[[Conn], list[tuple[str, str]]]
 
 
 def test_plain_sql_enqueues_with_the_same_defaults_as_the_client(roost: Roost, observer: Conn, jobs: Jobs) -> None:
@@ -116,12 +117,9 @@ def test_names_of_columns_and_parameters_do_not_meet(observer: Conn, jobs: Jobs)
 # Only who waits is told
 
 
-def notified(listener: Conn) -> list[tuple[str, str]]:
-    listener.execute("SELECT 1")
-    return [(n.channel, n.payload) for n in listener.notifies(timeout=0)]
-
-
-def test_a_notification_is_sent_only_for_a_queue_that_somebody_waits_on(roost: Roost, observer: Conn, dsn: str) -> None:
+def test_a_notification_is_sent_only_for_a_queue_that_somebody_waits_on(
+    roost: Roost, observer: Conn, dsn: str, notified: Notified
+) -> None:
     with psycopg.connect(dsn, autocommit=True) as listener:
         listener.execute("LISTEN roost_inserted")
         roost.enqueue("a")
