@@ -68,6 +68,10 @@ class Invoker:
             raise TypeError(f"handler {spec.name!r} returned an awaitable: declare it with `async def`")
         return result
 
+    def forget(self) -> None:
+        """Forgets what the last job was called off for: the next one may never get as far as `call`."""
+        self.delivered = None
+
     def still_armed(self) -> bool:
         """Whether the signal still reaches us: a handler may have taken it for itself."""
         return bool(_signal.getsignal(SOFT) == self._on_soft)

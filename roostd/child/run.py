@@ -136,6 +136,7 @@ class _Child:
     def _run(self, job: JobPacket) -> tuple[FrameKind, bytes]:
         """Runs the job's handler; never raises."""
         invoker = self._invoker
+        invoker.forget()
         try:
             spec = self._registry.get(job.task)
             if spec is None:
