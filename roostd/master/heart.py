@@ -52,6 +52,7 @@ class Heart:
 
     async def run(self) -> None:
         while True:
+            self._now.clear()  # before asking: the answer may not hold what is hinted at from now on
             sent_at = self._loop.time()
             worker_id = self._worker_id()
             figures = self._figures()
@@ -67,7 +68,6 @@ class Heart:
             except DatabaseGone as error:
                 _log.warning("worker.heartbeat_failed", error=str(error))
                 pause = min(1.0, self._settings.heartbeat_interval)
-            self._now.clear()
             try:
                 async with asyncio.timeout(pause):
                     await self._now.wait()

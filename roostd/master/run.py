@@ -748,9 +748,8 @@ class Master:
     def _on_claimed(self, run: PoolRun, jobs: list[ClaimedJob]) -> None:
         run.pool.claimed(jobs, self._loop.time())
         self._perform(run)
-        if self._early_cancels:
-            for job_id in [job.id for job in jobs if job.id in self._early_cancels]:
-                self._cancel(job_id)
+        if self._early_cancels and any(job.id in self._early_cancels for job in jobs):
+            self._heart.beat_now()  # which says whether this claim is to be cancelled: it may have been an earlier one
         self._arm_tick()
 
     def _on_outcomes(self, child: ChildProcess) -> None:
@@ -914,8 +913,9 @@ class Master:
                 self._arm_tick()
                 return
         now = self._loop.time()
-        self._early_cancels = {job: at for job, at in self._early_cancels.items() if now - at < _EARLY_CANCEL_SECONDS}
         self._early_cancels[job_id] = now
+        while now - self._early_cancels[oldest := next(iter(self._early_cancels))] > _EARLY_CANCEL_SECONDS:
+            del self._early_cancels[oldest]
 
     def _on_unknown_claims(self, claims: list[tuple[int, int]]) -> None:
         """Lets go of jobs that were claimed by a statement whose answer was lost."""
