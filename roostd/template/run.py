@@ -31,6 +31,10 @@ class NoRegistry(Exception):
     """`handlers.registry` does not lead to a HandlerRegistry."""
 
 
+class ThreadsStarted(Exception):
+    """Threads run here, which a fork would lose."""
+
+
 def main(master_fd: int, master_pid: int) -> NoReturn:
     """Serves the master until it closes the socket."""
     if not linux.die_with_parent(signal.SIGKILL, master_pid):
@@ -47,6 +51,9 @@ def main(master_fd: int, master_pid: int) -> NoReturn:
         linux.lower_open_files_limit(settings["open_files"])
     try:
         registry = import_handlers(settings["modules"], settings["pythonpath"], settings["registry"])
+        for thread in _other_threads():
+            thread.join(0.5)  # it may be about to end
+        _refuse_threads()
     except BaseException as error:
         trace = "".join(traceback.format_exception(error))
         send_message(master, {"op": "failed", "error": f"{type(error).__name__}: {error}", "trace": trace})
@@ -101,9 +108,10 @@ class _Template:
 
     def _fork(self, key: int, settings: ChildSettings) -> None:
         """Forks a child and sends its ends to the master, in the order that master/templates.py reads them."""
-        threads = [thread.name for thread in threading.enumerate() if thread is not threading.main_thread()]
-        if threads:
-            self._refuse(key, f"importing the handlers started threads, which a fork would lose: {', '.join(threads)}")
+        try:
+            _refuse_threads()
+        except ThreadsStarted as error:
+            self._refuse(key, str(error))
             return
         jobs, jobs_read = job_socketpair()
         outcomes, outcomes_write = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
@@ -160,6 +168,19 @@ class _Template:
 
     def _refuse(self, key: int, error: str) -> None:
         send_message(self._master, {"op": "refused", "key": key, "error": error})
+
+
+def _other_threads() -> list[threading.Thread]:
+    return [thread for thread in threading.enumerate() if thread is not threading.main_thread()]
+
+
+def _refuse_threads() -> None:
+    names = ", ".join(thread.name for thread in _other_threads())
+    if names:
+        raise ThreadsStarted(
+            f"cannot fork: importing the handlers started threads, which a child would not have: {names}; "
+            "start them in the handler that needs them"
+        )
 
 
 def _warnings(registry: HandlerRegistry) -> list[str]:
