@@ -289,6 +289,8 @@ class Master:
             return True
         task.cancel()
         await asyncio.gather(task, return_exceptions=True)
+        if self._broken is not None:
+            raise self._broken
         return False
 
     async def _drain_once(self) -> None:
@@ -488,7 +490,7 @@ class Master:
 
     def _on_imported(self, template: TemplateProcess, message: dict[str, Any]) -> None:
         template.ready = True
-        if not self._generations.ready(template.generation):
+        if self._stopping or not self._generations.ready(template.generation):
             return
         if self._import_timer:
             self._import_timer.cancel()
@@ -530,7 +532,8 @@ class Master:
             _log.info("reload.done", generation=generation)
         else:
             _log.error("reload.failed", error=error, still=generation)
-        self._notifier.ready(self._status())
+        if not self._stopping:
+            self._notifier.ready(self._status())
         requests, self._answering = self._answering, []
         for request in requests:  # the last answer stays: that to the last request, which the row names too
             verdict = {"request": request, "ok": error is None, "error": error or "", "generation": generation}
@@ -555,6 +558,7 @@ class Master:
         for key, pool in list(self._spawning.items()):
             if self._generation_of_spawn(key) == template.generation:
                 self._spawning.pop(key)
+                self._spawn_generation.pop(key, None)
                 self._pools[pool].pool.starting -= 1
         was_current = template.generation == self._generations.current
         self._drop_template(template)
@@ -566,6 +570,7 @@ class Master:
             _log.error("template.died", generation=template.generation, how=how)
             if self._generations.candidate is None:
                 self._begin_generation(self._config)
+        self._check_all_gone()
 
     def _generation_of_spawn(self, key: int) -> int:
         return self._spawn_generation.get(key, 0)
@@ -666,6 +671,7 @@ class Master:
         if pool_name is not None:
             self._pools[pool_name].pool.starting -= 1
             self._respawn_later()
+            self._check_all_gone()
 
     def _respawn_later(self) -> None:
         """Starts what is missing, after a pause that grows while children end without having run anything."""
