@@ -60,7 +60,7 @@ class Link:
             try:
                 return await self._bounded(conn, operation)
             except psycopg.Error as error:
-                if not conn.broken and not conn.closed and (error.sqlstate or "")[:2] in _STATEMENT_CLASSES:
+                if not conn.broken and not conn.closed and _is_of_statement(error):
                     raise
                 await self._drop()
                 raise DatabaseGone(_one_line(error)) from error
@@ -125,6 +125,12 @@ class Link:
         if conn is not None:
             self._hang_up(conn)
             await conn.close()
+
+
+def _is_of_statement(error: psycopg.Error) -> bool:
+    if error.sqlstate is None:
+        return isinstance(error, psycopg.DataError)  # psycopg itself refused a value: a NUL in text
+    return error.sqlstate[:2] in _STATEMENT_CLASSES
 
 
 def _one_line(error: BaseException) -> str:

@@ -788,8 +788,9 @@ class Master:
                 return
             body = json.loads(frame.body)
             report = _report_of_frame(frame.kind, body)
-        except (ValueError, TypeError, KeyError) as error:
-            report = Report(Ending.FAILED, f"WorkerCrash: its child sent an outcome that can't be read: {error}")
+        except Exception as error:
+            # A handler shares its process with the sender: whatever comes in hurts its own job only.
+            report = Report(Ending.FAILED, f"WorkerCrash: its child sent an outcome that can't be read: {error!r:.500}")
         self._settle(job, report)
 
     def _after_outcomes(self, run: PoolRun) -> None:

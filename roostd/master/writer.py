@@ -20,6 +20,8 @@ from roostd.master.database import DatabaseGone, Link
 from roostd.store import statements
 
 MAX_BATCH = 500
+# What a row may be to blame for: a value, a constraint, a limit. Not the schema and not privileges: those are kept for.
+_ROW_ERRORS = (psycopg.DataError, psycopg.IntegrityError, psycopg.errors.ProgramLimitExceeded)
 _log = structlog.get_logger()
 
 
@@ -93,7 +95,7 @@ class Writer:
                     await self._write_settlements(self._settlements[:MAX_BATCH])
                     if self.pending < MAX_BATCH:
                         break
-            except DatabaseGone as error:
+            except (DatabaseGone, psycopg.Error) as error:
                 _log.warning("outcomes.kept", pending=self.pending, error=str(error))
                 self._repeating = True
                 await asyncio.sleep(self._retry_seconds)
@@ -124,7 +126,7 @@ class Writer:
                     conn, [job.id for job in jobs], [job.lease for job in jobs], [c.result for c in batch]
                 )
             )
-        except psycopg.Error as error:
+        except _ROW_ERRORS as error:
             if len(batch) > 1:
                 half = len(batch) // 2
                 await self._write_completions(batch[:half])
@@ -145,7 +147,7 @@ class Writer:
             return
         try:
             ours = await self._link.run(lambda conn: statements.settle(conn, batch, self._error_cap))
-        except psycopg.Error as error:
+        except _ROW_ERRORS as error:
             if len(batch) > 1:
                 half = len(batch) // 2
                 await self._write_settlements(batch[:half])
