@@ -20,6 +20,7 @@ from roostd.core.pool import Pool
 from roostd.master.database import DatabaseGone, Link
 from roostd.store import statements
 
+MAX_UNWRITTEN = 5_000  # outcomes that wait to be written before no more jobs are claimed
 _log = structlog.get_logger()
 
 
@@ -43,6 +44,8 @@ class Claimer:
         retry_seconds: float,
         on_claimed: Callable[[PoolRun, list[ClaimedJob]], None],
         on_unknown_claims: Callable[[list[tuple[int, int]]], None],
+        known_leases: Callable[[], set[int]],
+        unwritten: Callable[[], int],
     ) -> None:
         self.database_up = False
         self.stopped = False
@@ -53,6 +56,8 @@ class Claimer:
         self._retry_seconds = retry_seconds
         self._on_claimed = on_claimed
         self._on_unknown_claims = on_unknown_claims
+        self._known_leases = known_leases
+        self._unwritten = unwritten
         self._loop = asyncio.get_running_loop()
         self._wake = asyncio.Event()
         self._promote_at = 0.0
@@ -84,7 +89,7 @@ class Claimer:
                 self.database_up = False
                 self._check_claims = True  # an answer may have been lost, and with it jobs that are ours
                 _log.warning("db.gone", purpose=self._link.purpose, error=str(error))
-                await self._sleep(self._retry_seconds)
+                await self._pause(self._retry_seconds)
 
     async def drain(self) -> int:
         """Claims until nothing is left that may run now; waits for what was claimed. Raises DatabaseGone."""
@@ -92,8 +97,8 @@ class Claimer:
         while not self.stopped:
             promoted, _ = await self._link.run(statements.promote)
             got = 0
-            for run in self._pools.values():
-                if limit := run.pool.demand():
+            for run in list(self._pools.values()):
+                if limit := self._demand(run):
                     got += await self._claim(run, limit)
             claimed += got
             busy = any(
@@ -104,6 +109,15 @@ class Claimer:
             if not (promoted or got):
                 await self._sleep(self._poll_interval)
         return claimed
+
+    def _demand(self, run: PoolRun) -> int:
+        return run.pool.demand() if self._unwritten() < MAX_UNWRITTEN else 0
+
+    async def _pause(self, seconds: float) -> None:
+        """As _sleep, but only a stop ends it early."""
+        until = self._loop.time() + seconds
+        while not self.stopped and (left := until - self._loop.time()) > 0:
+            await self._sleep(left)
 
     async def _sleep(self, seconds: float) -> None:
         self._wake.clear()
@@ -120,7 +134,7 @@ class Claimer:
             now = self._loop.time()
             at = self._promote_at
             for run in self._pools.values():
-                if run.pool.demand():
+                if self._demand(run):
                     at = min(at, run.demand.claim_at())
             if at <= now:
                 break
@@ -132,16 +146,18 @@ class Claimer:
         if self._check_claims:
             self._check_claims = False
             worker_id = self._worker_id()
-            self._on_unknown_claims(await self._link.run(lambda conn: statements.list_claims(conn, worker_id)))
+            known = self._known_leases()  # before asking: what is written meanwhile is not known of any more
+            claims = await self._link.run(lambda conn: statements.list_claims(conn, worker_id))
+            self._on_unknown_claims([claim for claim in claims if claim[1] not in known])
         await self._say_idle()
         now = self._loop.time()
         if now < self._promote_at:
             for run in list(self._pools.values()):
-                limit = run.pool.demand()
+                limit = self._demand(run)
                 if limit and run.demand.claim_at() <= now:
                     await self._claim(run, limit)
             return
-        asked = [(run, limit) for run in list(self._pools.values()) if (limit := run.pool.demand())]
+        asked = [(run, limit) for run in list(self._pools.values()) if (limit := self._demand(run))]
         worker_id = self._worker_id()
 
         async def poll(conn: AsyncConnection) -> tuple[int, float | None, list[list[ClaimedJob]]]:

@@ -164,6 +164,8 @@ class Master:
             retry_seconds=retry,
             on_claimed=self._on_claimed,
             on_unknown_claims=self._on_unknown_claims,
+            known_leases=self._known_leases,
+            unwritten=lambda: self._writer.pending,
         )
         self._heart = heart.Heart(
             self._beat_link,
@@ -296,12 +298,14 @@ class Master:
     async def _drain_once(self) -> None:
         while True:
             try:
-                await self._claimer.drain()
-                break
+                claimed = await self._claimer.drain()
             except DatabaseGone as error:
                 _log.warning("db.gone", error=str(error))
                 await asyncio.sleep(self._config.database.listen_reconnect_delay)
-        await self._writer.wait_empty()
+                continue
+            await self._writer.wait_empty()  # which may have made a job due again
+            if not claimed:
+                return
 
     async def _shut_down(self) -> None:
         """Stops claiming, lets jobs finish for shutdown_timeout, interrupts, kills, writes, and takes its row away."""
@@ -924,15 +928,18 @@ class Master:
         while now - self._early_cancels[oldest := next(iter(self._early_cancels))] > _EARLY_CANCEL_SECONDS:
             del self._early_cancels[oldest]
 
-    def _on_unknown_claims(self, claims: list[tuple[int, int]]) -> None:
-        """Lets go of jobs that were claimed by a statement whose answer was lost."""
+    def _known_leases(self) -> set[int]:
+        """Of every claim that is held or waits to be written."""
         known = self._writer.pending_leases()
         known.update(job.lease for run in self._pools.values() for job in run.pool.held_jobs())
-        unknown = [(job_id, lease) for job_id, lease in claims if lease not in known]
-        for job_id, lease in unknown:
+        return known
+
+    def _on_unknown_claims(self, claims: list[tuple[int, int]]) -> None:
+        """Lets go of jobs that were claimed by a statement whose answer was lost."""
+        for job_id, lease in claims:
             self._writer.settle(Settlement(job_id, lease, None, 0.0, None, False, False))
-        if unknown:
-            _log.warning("claims.released", jobs=len(unknown), reason="their claim's answer was lost")
+        if claims:
+            _log.warning("claims.released", jobs=len(claims), reason="their claim's answer was lost")
             self._writer.flush_within(0)
 
     def _on_fence(self) -> None:
