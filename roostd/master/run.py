@@ -54,6 +54,7 @@ EXIT_CONFIG = 78
 _STATUS_SECONDS = 0.5  # how long a dead child's exit status may keep its job's outcome waiting
 _RESPAWN_SECONDS = (0.0, 0.1, 0.5, 2.0, 5.0)  # pauses after children that ended without having run a job
 _EARLY_CANCEL_SECONDS = 10.0
+_MAX_SPAWNING = 32  # asked for at a time: master and template must not wait for each other with full sockets
 _SPAWN_SECONDS = 30.0  # for a fork, which takes milliseconds, to be answered
 _log = structlog.get_logger()
 
@@ -625,7 +626,7 @@ class Master:
         if template is None or not template.ready or self._respawn_timer is not None:
             return
         for run in self._pools.values():
-            for _ in range(run.pool.missing_children()):
+            for _ in range(min(run.pool.missing_children(), _MAX_SPAWNING - len(self._spawning))):
                 key, self._next_key = self._next_key, self._next_key + 1
                 run.pool.starting += 1
                 self._spawning[key] = run.config.name
@@ -662,6 +663,7 @@ class Master:
         _log.debug("child.started", pid=pid, pool=pool_name, generation=template.generation)
         run.pool.child_started(key, template.generation, self._loop.time())
         self._perform(run)
+        self._spawn_missing()
         self._claimer.wake()
         if not self._up.is_set() and not any(
             r.pool.missing_children() or r.pool.starting for r in self._pools.values()

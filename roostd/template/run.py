@@ -25,6 +25,7 @@ from roost_client import DEFAULT_HANDLERS, HandlerRegistry
 from roostd import linux
 from roostd.child.run import ChildSettings, reset_signals, run_child
 from roostd.wire.packets import PacketReader, decode_message, job_socketpair, send_message
+from roostd.wire.signals import DUMP, SOFT
 
 
 class NoRegistry(Exception):
@@ -39,7 +40,9 @@ def main(master_fd: int, master_pid: int) -> NoReturn:
     """Serves the master until it closes the socket."""
     if not linux.die_with_parent(signal.SIGKILL, master_pid):
         os._exit(0)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    # A child inherits this until it has handlers of its own for the last two; a Ctrl-C is the master's to handle.
+    for number in (signal.SIGINT, SOFT, DUMP):
+        signal.signal(number, signal.SIG_IGN)
     master = socket.socket(fileno=master_fd)
     reader = PacketReader(master, wait=True)
     first = reader.read()
@@ -47,8 +50,6 @@ def main(master_fd: int, master_pid: int) -> NoReturn:
         os._exit(0)
     settings = decode_message(*first)
     setproctitle.setproctitle(f"roostd: template {settings['generation']}")
-    if settings["open_files"] is not None:
-        linux.lower_open_files_limit(settings["open_files"])
     try:
         registry = import_handlers(settings["modules"], settings["pythonpath"], settings["registry"])
         for thread in _other_threads():
@@ -65,7 +66,7 @@ def main(master_fd: int, master_pid: int) -> NoReturn:
     gc.collect()
     gc.freeze()  # what is here now is never garbage: the collector leaves its pages shared
     send_message(master, {"op": "ready", "tasks": registry.names(), "warnings": _warnings(registry)})
-    _Template(master, reader, registry).serve()
+    _Template(master, reader, registry, settings["open_files"]).serve()
     os._exit(0)
 
 
@@ -86,10 +87,13 @@ def import_handlers(modules: list[str], pythonpath: list[str], registry: str | N
 
 
 class _Template:
-    def __init__(self, master: socket.socket, reader: PacketReader, registry: HandlerRegistry) -> None:
+    def __init__(
+        self, master: socket.socket, reader: PacketReader, registry: HandlerRegistry, open_files: int | None
+    ) -> None:
         self._master = master
         self._reader = reader
         self._registry = registry
+        self._open_files = open_files  # that a child may have; the template needs one a child
         self._selector = selectors.DefaultSelector()
         self._children: dict[int, tuple[int, int]] = {}  # pidfd -> key, pid
 
@@ -113,32 +117,30 @@ class _Template:
         except ThreadsStarted as error:
             self._refuse(key, str(error))
             return
-        jobs, jobs_read = job_socketpair()
-        outcomes, outcomes_write = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
-        control, control_read = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        dump = os.memfd_create("roost-dump", os.MFD_CLOEXEC)
-        own = [jobs, outcomes, control]
-        childs = [jobs_read, outcomes_write, control_read]
-        template_pid = os.getpid()
-        try:
-            pid = os.fork()
-        except OSError as error:
-            self._refuse(key, f"cannot fork: {error}")
-            for sock in (*own, *childs):
-                sock.close()
-            os.close(dump)
-            return
-        if pid == 0:
-            self._become_child(template_pid, own)
-            run_child(jobs_read, outcomes_write, control_read, dump, self._registry, settings)
-        pidfd = os.pidfd_open(pid)
-        self._children[pidfd] = (key, pid)
-        self._selector.register(pidfd, selectors.EVENT_READ)
-        fds = [jobs.fileno(), jobs_read.fileno(), outcomes.fileno(), control.fileno(), dump, pidfd]
-        send_message(self._master, {"op": "forked", "key": key, "pid": pid}, fds)
-        for sock in (*own, *childs):
-            sock.close()
-        os.close(dump)
+        with contextlib.ExitStack() as ends:
+            try:
+                jobs, jobs_read = map(ends.enter_context, job_socketpair())
+                outcomes, outcomes_write = map(ends.enter_context, socket.socketpair())
+                control, control_read = map(ends.enter_context, socket.socketpair(type=socket.SOCK_SEQPACKET))
+                dump = os.memfd_create("roost-dump", os.MFD_CLOEXEC)
+                ends.callback(os.close, dump)
+                spare = os.dup(dump)  # its place is the pidfd's, which must not be lacking once there is a child
+                template_pid = os.getpid()
+                try:
+                    pid = os.fork()
+                finally:
+                    os.close(spare)
+            except OSError as error:
+                self._refuse(key, f"cannot fork: {error}")
+                return
+            if pid == 0:
+                self._become_child(template_pid, [jobs, outcomes, control])
+                run_child(jobs_read, outcomes_write, control_read, dump, self._registry, settings)
+            pidfd = os.pidfd_open(pid)
+            self._children[pidfd] = (key, pid)
+            self._selector.register(pidfd, selectors.EVENT_READ)
+            fds = [jobs.fileno(), jobs_read.fileno(), outcomes.fileno(), control.fileno(), dump, pidfd]
+            send_message(self._master, {"op": "forked", "key": key, "pid": pid}, fds)
 
     def _become_child(self, template_pid: int, masters_ends: list[socket.socket]) -> None:
         """The first steps of a child: out of the template's session, and with none of its descriptors."""
@@ -147,6 +149,8 @@ class _Template:
             os._exit(0)
         linux.adopt_orphans()
         reset_signals()
+        if self._open_files is not None:
+            linux.lower_open_files_limit(self._open_files)
         self._selector.close()
         self._master.close()
         for sock in masters_ends:
