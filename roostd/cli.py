@@ -1,7 +1,7 @@
 """The command `roostd`: its options. What they lead to is in serve.py.
 
 Imports next to nothing before it has seen to the signals: loading the rest takes a third of a second, in which a HUP
-would otherwise be the end of the daemon, and a TERM an end with a failure.
+or USR1 would otherwise be the end of the daemon, and a TERM an end with a failure.
 """
 
 from __future__ import annotations
@@ -26,8 +26,10 @@ def main(
     path: Path | None, check: bool, once: bool, embedded: str | None, log_level: str | None, log_format: str | None
 ) -> None:
     """Runs background jobs from PostgreSQL in child processes that can be stopped."""
-    signal.signal(signal.SIGHUP, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
+    for number in (signal.SIGHUP, signal.SIGUSR1, signal.SIGTTIN, signal.SIGTTOU):
+        signal.signal(number, signal.SIG_IGN)
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGQUIT):
+        signal.signal(number, lambda *_: sys.exit(0))
     from roostd import serve
 
     flags = {

@@ -213,6 +213,9 @@ class Master:
             await asyncio.gather(*tasks, return_exceptions=True)
             for link in (self._claim_link, self._write_link, self._beat_link, self._listen_link):
                 await link.close()
+            if self._owns_process:
+                # The loop takes its handlers away as it closes, and an embedded database has yet to be stopped.
+                signal.pthread_sigmask(signal.SIG_BLOCK, self._signals)
             _log.info("worker.stopped", worker=str(self._worker_id), jobs=self._writer.written)
 
     async def _start(self) -> None:
@@ -395,6 +398,7 @@ class Master:
             signal.SIGTTIN: ("one child more", lambda: self._resize_first_pool(+1)),
             signal.SIGTTOU: ("one child fewer", lambda: self._resize_first_pool(-1)),
         }
+        self._signals = set(meanings)
         for number, (meaning, action) in meanings.items():
             self._loop.add_signal_handler(number, self._on_signal, number, meaning, action)
         self._loop.add_signal_handler(signal.SIGCHLD, self._reap)
