@@ -221,8 +221,7 @@ class Master:
     async def _start(self) -> None:
         """Database, registration, handlers, children: each before the next."""
         await self._reach_database()
-        await self._register()
-        await self._free_predecessors()
+        self._notifier.extend_timeout(self._config.handlers.import_timeout + _SPAWN_SECONDS)
         self._set_up_pools(self._config)
         self._first_import = self._loop.create_future()
         self._begin_generation(self._config)
@@ -235,7 +234,10 @@ class Master:
         attempts = 1 + settings.startup_max_retries
         for attempt in range(1, attempts + 1):
             try:
+                self._notifier.extend_timeout(delay + 60.0)
                 await self._claim_link.run(lambda conn: run_steps_async(conn, check_steps()))
+                await self._register()
+                await self._free_predecessors()
                 return
             except SchemaError as error:
                 raise StartError(str(error), EXIT_CONFIG) from error
