@@ -25,6 +25,11 @@ _KEEPALIVE = {
     "keepalives_count": "3",
     "tcp_user_timeout": "20000",
 }
+# Whatever the role or the database has set: each of these would break or stall what the daemon does.
+_SESSION = (
+    "SET timezone = 'UTC'; SET default_transaction_isolation = 'read committed'; SET statement_timeout = 0; "
+    "SET lock_timeout = 0; SET idle_in_transaction_session_timeout = 0; SET idle_session_timeout = 0"
+)
 # The SQLSTATE classes of a statement that its own values broke: data, constraint, syntax or type, program limit.
 _STATEMENT_CLASSES = frozenset({"22", "23", "42", "54"})
 
@@ -76,10 +81,9 @@ class Link:
         try:
             conn = await AsyncConnection.connect(make_conninfo(self._dsn, **self._defaults()), autocommit=True)
             try:
-                await conn.execute("SET timezone = 'UTC'")
-                if self._session is not None:
-                    await conn.execute(self._session)
+                await self._bounded(conn, self._set_up)
             except BaseException:
+                self._hang_up(conn)
                 await conn.close()
                 raise
         except (psycopg.Error, OSError) as error:
@@ -87,11 +91,16 @@ class Link:
         self.connects += 1
         return conn
 
+    async def _set_up(self, conn: AsyncConnection) -> None:
+        await conn.execute(_SESSION)
+        if self._session is not None:
+            await conn.execute(self._session)
+
     def _defaults(self) -> dict[str, str]:
         given = conninfo_to_dict(self._dsn)
         # With several hosts in the DSN the one that takes writes is the primary, before a failover and after it.
         defaults = _KEEPALIVE | {"application_name": f"roostd {self.purpose}", "target_session_attrs": "read-write"}
-        return {key: value for key, value in defaults.items() if key not in given}
+        return {key: value for key, value in defaults.items() if key not in given} | {"client_encoding": "UTF8"}
 
     async def _bounded(self, conn: AsyncConnection, operation: Callable[[AsyncConnection], Awaitable[T]]) -> T:
         task = asyncio.ensure_future(operation(conn))
