@@ -36,10 +36,10 @@ def adopt_orphans() -> None:
 
 
 def children_of(pid: int) -> Iterator[int]:
-    """The pids of a process's direct children, zombies included; none when it is gone."""
-    with contextlib.suppress(FileNotFoundError, ProcessLookupError):
+    """The pids of a process's direct children, zombies included; none when it is gone, or hidden from us."""
+    with contextlib.suppress(OSError):
         for task in Path(f"/proc/{pid}/task").iterdir():
-            with contextlib.suppress(FileNotFoundError, ProcessLookupError):
+            with contextlib.suppress(OSError):
                 yield from map(int, (task / "children").read_text().split())
 
 
@@ -55,12 +55,19 @@ def descendants_of(pid: int) -> list[int]:
 
 
 def started_ticks_of(pid: int) -> int | None:
-    """A process's start time in clock ticks since boot (proc(5), stat, field 22); None where there is none."""
+    """A process's start time in clock ticks since boot (proc(5), stat, field 22); None where none lives.
+
+    Raises PermissionError where there is one that is hidden from us.
+    """
     try:
-        stat = Path(f"/proc/{pid}/stat").read_text(errors="replace")
-    except (FileNotFoundError, ProcessLookupError):
-        return None
-    return int(stat.rpartition(")")[2].split()[19])
+        fields = Path(f"/proc/{pid}/stat").read_text(errors="replace").rpartition(")")[2].split()
+    except OSError:
+        try:
+            os.kill(pid, 0)
+        except ProcessLookupError:
+            return None
+        raise PermissionError(f"cannot read /proc/{pid}/stat") from None
+    return None if fields[0] in "ZX" else int(fields[19])
 
 
 def raise_open_files_limit() -> int:

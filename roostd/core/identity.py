@@ -30,7 +30,8 @@ class Identity:
 def is_dead_predecessor(metadata: dict[str, Any], me: Identity, started_ticks_of: Callable[[int], int | None]) -> bool:
     """Whether the row with this metadata belongs to a process that is certainly dead.
 
-    `started_ticks_of` gives a live process's start time, None where there is no such process.
+    `started_ticks_of` gives a live process's start time, None where there is no such process; it raises PermissionError
+    where that is hidden.
     """
     try:
         other = Identity(**metadata["identity"])
@@ -42,4 +43,7 @@ def is_dead_predecessor(metadata: dict[str, Any], me: Identity, started_ticks_of
         return bool(me.machine_id)
     if other.pid_namespace != me.pid_namespace:
         return False
-    return started_ticks_of(other.pid) != other.started_ticks
+    try:
+        return started_ticks_of(other.pid) != other.started_ticks
+    except PermissionError:
+        return False

@@ -101,6 +101,10 @@ class ChildProcess:
             self._jobs.shutdown(socket.SHUT_WR)
 
     def kill(self) -> None:
+        try:
+            signal.pidfd_send_signal(self.pidfd, signal.SIGSTOP)
+        except ProcessLookupError:
+            return  # it is dead and reaped: the pid may be another process's by now
         kill_tree(self.pid)
 
     def close(self) -> None:
