@@ -49,25 +49,41 @@ class FrameDecoder:
 
     def __init__(self, max_body_bytes: int) -> None:
         self._max_body_bytes = max_body_bytes
-        self._rest = b""
+        self._rest = bytearray()
+        self._wanted = HEADER_BYTES  # the rest is not worth a look before it has as many
+        self._error: FrameError | None = None
 
     def feed(self, chunk: bytes) -> list[Frame]:
-        """The frames that `chunk` completes, in order. Raises FrameError on anything that is no frame."""
-        data = self._rest + chunk if self._rest else chunk
+        """The frames that `chunk` completes, in order. Raises FrameError on anything that is no frame, and ever after."""
+        if self._error is not None:
+            raise self._error
+        data = chunk
+        if self._rest:
+            self._rest += chunk
+            if len(self._rest) < self._wanted:
+                return []
+            data = bytes(self._rest)
         frames: list[Frame] = []
         position, end = 0, len(data)
+        self._wanted = HEADER_BYTES
         while end - position >= HEADER_BYTES:
             kind, length, lease = _HEADER.unpack_from(data, position)
             if kind not in _KINDS:
-                raise FrameError(f"cannot read frame: unknown kind {kind}")
+                raise self._fail(f"cannot read frame: unknown kind {kind}")
             if length > self._max_body_bytes:
-                raise FrameError(
+                raise self._fail(
                     f"cannot read frame of lease {lease}: {length} bytes are above the cap of {self._max_body_bytes}"
                 )
             body_start = position + HEADER_BYTES
             if end - body_start < length:
+                self._wanted = HEADER_BYTES + length
                 break
             position = body_start + length
             frames.append(Frame(_KINDS[kind], lease, data[body_start:position]))
-        self._rest = data[position:]
+        self._rest = bytearray(data[position:])
         return frames
+
+    def _fail(self, reason: str) -> FrameError:
+        self._rest.clear()
+        self._error = FrameError(reason)
+        return self._error
