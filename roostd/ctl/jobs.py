@@ -59,7 +59,7 @@ def show(invocation: Invocation, job_id: int) -> None:
         attempt, at, text = (error.get(key, "") for key in ("attempt", "at", "error"))
         click.echo(f"\n{_label(f'attempt {attempt}')} at {printable(str(at))}: {printable(str(text))}")
         for line in str(error.get("trace") or "").splitlines():
-            click.echo(f"    {printable(line)}")
+            click.echo(f"    {printable(line)}".rstrip())
 
 
 COMMANDS = (jobs, show)

@@ -111,7 +111,7 @@ def test_a_promise_that_is_broken_meanwhile_ends_the_demo_with_1_and_the_verdict
     assert report["ok"] is False
     assert [verdict["check"] for verdict in report["checks"]] == [check.__doc__ for check in CHECKS]
     assert [verdict["ok"] for verdict in report["checks"]] == [True] * (len(CHECKS) - 1) + [False]
-    assert report["workload"]["jobs"] == 3 * report["workload"]["files"] > 1000
+    assert report["workload"]["jobs"] == 3 * report["workload"]["files"] > 0
 
 
 def test_a_daemon_that_dies_ends_the_demo_with_1(folder: Path) -> None:

@@ -23,9 +23,10 @@ from roostd.ctl.demo.checks import ENDED, Scene, require
 
 TASKS = ("hash_file", "compress_file", "count_words")
 MAX_FILES = 1500
-MAX_SECONDS = 6.0  # after these no more files are taken
+MAX_SECONDS = 5.0  # after these no more files are taken
 PATIENCE_SECONDS = 15.0  # how long the last jobs may take then
-_FILES_AT_ONCE = 250
+_FILES_AT_ONCE = 100
+_POLL_SECONDS = 0.03
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,13 +51,14 @@ def run_workload(scene: Scene, stream: TextIO) -> Work:
     started_at = time.monotonic()
     files = islice(_library_files(), MAX_FILES)
     taken = done = 0
+    more = True
     with _display(stream) as show:
-        while True:
+        while more or done < taken * len(TASKS):
             seconds = time.monotonic() - started_at
             # Enough is kept waiting that no child is idle.
-            is_short = taken * len(TASKS) - done < _FILES_AT_ONCE * len(TASKS)
-            batch = list(islice(files, _FILES_AT_ONCE)) if is_short and seconds < MAX_SECONDS else []
-            if batch:
+            if more and taken * len(TASKS) - done < _FILES_AT_ONCE * len(TASKS):
+                batch = list(islice(files, _FILES_AT_ONCE)) if seconds < MAX_SECONDS else []
+                more = bool(batch)
                 taken += len(batch)
                 scene.enqueued += scene.roost.enqueue_many(
                     JobInsert(task, {"path": str(file)}, queue="files") for task in TASKS for file in batch
@@ -64,11 +66,9 @@ def run_workload(scene: Scene, stream: TextIO) -> Work:
             counts = _counts(scene)
             done = sum(counts.values())
             show(taken, counts)
-            if not batch and done == taken * len(TASKS):
-                break
             require(scene.is_running(), "roostd ended")
             require(seconds < MAX_SECONDS + PATIENCE_SECONDS, f"{taken * len(TASKS) - done} jobs are not done in time")
-            time.sleep(0.05)
+            time.sleep(_POLL_SECONDS)
     seconds = time.monotonic() - started_at
     [(bytes, compressed_bytes, unsuccessful)] = scene.rows(
         "SELECT coalesce(sum((result -> 'bytes')::bigint) FILTER (WHERE task = 'compress_file'), 0)::bigint,"
