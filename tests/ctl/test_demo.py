@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import pty
 import signal
 import subprocess
 import tempfile
@@ -21,6 +22,7 @@ from psycopg.conninfo import make_conninfo
 from roost_client import JobState, Roost
 from roostd.ctl.demo import checks
 from roostd.ctl.demo.checks import CHECKS, Check, CheckFailed, Scene, run_checks
+from roostd.ctl.demo.workload import _display
 from roostd.embedded import EmbeddedPostgres, running_dsn
 from tests.ctl.conftest import COMMAND
 from tests.system.daemon import Daemon, eventually, title_of
@@ -143,6 +145,16 @@ def test_a_demo_that_is_interrupted_cleans_up(folder: Path, number: signal.Signa
         _, err = process.communicate(timeout=60)
     assert process.returncode == 130
     assert err.splitlines()[-1] == "roostctl: interrupted"
+
+
+def test_on_a_terminal_each_task_has_a_bar() -> None:
+    ours, theirs = pty.openpty()
+    with open(theirs, "w") as stream, _display(stream) as show:
+        show(500, {"hash_file": 500, "compress_file": 20, "count_words": 3})
+    shown = os.read(ours, 1 << 16).decode()
+    os.close(ours)
+    for bar in ("hash_file", "500/500", "compress_file", "20/500", "count_words", "3/500"):
+        assert bar in shown
 
 
 class LyingRoost(Roost):

@@ -25,6 +25,9 @@ from roost_client import job
 
 @job("which_code")
 def which_code(): return "first"
+
+@job("sleep")
+def sleep(): time.sleep(3600)
 """
 
 
@@ -65,6 +68,17 @@ def test_workers_and_status_show_a_daemon_and_its_heartbeat(ctl: Ctl, daemon: Da
     [worker] = ctl("workers", "--json").json
     assert (worker["name"], worker["pid"]) == ("alpha", daemon.pid)
     assert 0 <= worker["silent_seconds"] < 60
+
+
+def test_a_running_job_is_asked_to_stop_and_cannot_be_retried(ctl: Ctl, daemon: Daemon, roost: Roost) -> None:
+    job_id = roost.enqueue("sleep")
+    eventually(lambda: roost.get_job(job_id).state == "executing", "running job")
+    refused = ctl("retry", job_id)
+    assert refused.code == 1
+    assert f"cannot retry job {job_id}: it is executing" in refused.err
+    assert ctl("cancel", job_id).lines[1:] == [f" {job_id}  cancel requested"]
+    eventually(lambda: roost.get_job(job_id).state == "cancelled", "cancelled job")
+    assert "cancel requested  yes" in ctl("show", job_id).lines
 
 
 def test_the_age_of_a_heartbeat_is_by_the_databases_clock(ctl: Ctl, dsn: str) -> None:

@@ -85,7 +85,8 @@ class Stage:
         daemon = enter(self._daemon(config))
         roost = enter(Roost(dsn))
         self.scene = Scene(dsn, roost, directory, is_running=lambda: daemon.poll() is None)
-        self.scene.wait_for("worker", roost.list_workers)
+        # Its first heartbeat, which comes when it has imported the handlers.
+        self.scene.wait_for("worker", lambda: any(worker.metadata["generation"] for worker in roost.list_workers()))
 
     @contextmanager
     def _daemon(self, config: Path) -> Iterator[subprocess.Popen[bytes]]:
