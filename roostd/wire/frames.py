@@ -54,7 +54,7 @@ class FrameDecoder:
         self._error: FrameError | None = None
 
     def feed(self, chunk: bytes) -> list[Frame]:
-        """The frames that `chunk` completes, in order. Raises FrameError on anything that is no frame, and ever after."""
+        """The frames that `chunk` completes, in order. Raises FrameError on what is no frame, and ever after."""
         if self._error is not None:
             raise self._error
         data = chunk

@@ -150,6 +150,7 @@ class World:
         self.steady, self.surprising = rng.choice([(0.0, 0.05), (0.0, 0.05), (0.1, 0.0)])
         self.wild = rng.random() < 0.5  # children die, sockets break
         self.cancel_at_next_start = False
+        self.last_cancel_at = 0.0
         self.room = rng.choice([278, 278, 4, 9])
         self.max_jobs = rng.choice([None, None, 1, 5, 17])
 
@@ -214,8 +215,8 @@ class World:
         for number in range(1, jobs + 1):
             when = 0.0 if together else rng.uniform(0, span)
             self.after(when, lambda number=number: self.enqueue(number))  # type: ignore[misc]
-        stimuli: list[Callable[[], None]] = [self.cancel_some, self.cancel_some, self.pause_or_resume, self.resize]
-        stimuli += [self.reload, self.spurious_hint, self.watch_for_a_start]
+        stimuli: list[Callable[[], None]] = [self.cancel_some, self.cancel_some, self.retry_some, self.retry_some]
+        stimuli += [self.pause_or_resume, self.resize, self.reload, self.spurious_hint, self.watch_for_a_start]
         if self.wild:
             stimuli += [self.kill_some, self.kill_some, self.break_some]
         for _ in range(rng.choice([0, 2, 8])):
@@ -266,7 +267,18 @@ class World:
         elif row.place == "claimed":
             row.cancel_requested = True
             self.after(self.rng.uniform(0, NOTICE_LATENCY), lambda: self.on_cancel(row))
+        self.last_cancel_at = self.now
         self.tell(f"job {row.id} is to be cancelled: {row.place}")
+
+    def retry_some(self) -> None:
+        ended = [row for row in self.rows.values() if row.place in ("cancelled", "discarded")]
+        row = self.rng.choice(ended) if ended else None
+        # A notice that is under way names the job, not the lease: the next run could be hit by it.
+        if row is not None and self.now - self.last_cancel_at > NOTICE_LATENCY:
+            self.tell(f"job {row.id} is to be retried")
+            row.attempt = row.crashes = 0
+            row.cancel_requested = False
+            self.make_ready(row)
 
     def on_cancel(self, row: Row) -> None:
         if self.pool.cancel(row.id, self.now):
@@ -435,10 +447,14 @@ class World:
         self.tell(f"claimed {[(job.id, job.lease) for job in jobs]}")
         self.pool.claimed(jobs, self.now)
         self.perform()
-        for job in jobs:
-            if job.id in self.early_cancels:
-                self.early_cancels.discard(job.id)
-                self.on_cancel(self.rows[job.id])
+        if any(job.id in self.early_cancels for job in jobs):
+            self.after(self.rng.uniform(0, NOTICE_LATENCY), self.on_beat)
+
+    def on_beat(self) -> None:
+        """The heartbeat tells which of the claims are to be cancelled."""
+        for row in self.rows.values():
+            if row.place == "claimed" and row.cancel_requested:
+                self.on_cancel(row)
 
     def end(self, job: ClaimedJob, ending: str) -> None:
         """As Master._end and _settle: a completion, or what core/outcome.py makes of anything else."""
@@ -468,6 +484,8 @@ class World:
             row.attempt += 1
             row.place = "completed"
             return
+        if settlement.state is JobState.CANCELLED and not row.cancel_requested:
+            raise Broken(f"lease {settlement.lease} ends as cancelled, but nobody asked for that")
         row.attempt += settlement.counts_attempt
         row.crashes += settlement.counts_crash
         if row.cancel_requested and settlement.state is not JobState.DISCARDED:
