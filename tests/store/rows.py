@@ -44,10 +44,11 @@ HAVING j.id IS NULL
 
 
 async def connect(dsn: str) -> Conn:
-    """A connection as the daemon's own ones are."""
+    """A connection as the daemon's own ones are, but one that does not wait for another's lock for ever."""
     conn = await AsyncConnection.connect(dsn, autocommit=True)
     await conn.execute("SET timezone = 'UTC'")
     await conn.execute(statements.SESSION)
+    await conn.execute("SET lock_timeout = '10s'")
     return conn
 
 

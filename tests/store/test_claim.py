@@ -142,7 +142,6 @@ def test_a_claim_does_not_wait_for_rows_that_another_holds(clean_dsn: str) -> No
         async with await connect(clean_dsn) as conn, await connect(clean_dsn) as other:
             worker_id = await add_worker(conn)
             ids = await enqueue(conn, 10)
-            await conn.execute("SET lock_timeout = '5s'")
             async with other.transaction():
                 taken = await statements.claim(other, worker_id, ["default"], 4)
                 assert [job.id for job in taken] == ids[:4]

@@ -222,6 +222,23 @@ def test_a_lease_counts_only_for_its_own_job(clean_dsn: str) -> None:
     run(clean_dsn, test)
 
 
+def test_a_claim_that_stands_for_a_finished_job_changes_nothing_of_it(clean_dsn: str) -> None:
+    """No statement makes such a claim; one made by hand must not end a job twice, or bring it back."""
+
+    async def test(conn: Conn, worker_id: UUID) -> None:
+        jobs = await claimed(conn, worker_id, 3)
+        await complete(conn, jobs, ["1"] * 3)
+        before = await everything(conn)
+        for job in jobs:
+            await conn.execute("INSERT INTO roost.claims VALUES (%s, %s, gen_random_uuid(), now(), 1)", job[:2])
+        assert await complete(conn, jobs[:1], ["2"]) == set()
+        assert await settle(conn, settlement(jobs[1].id, jobs[1].lease, RETRYABLE, error="e")) == {}
+        assert await statements.rescue(conn, reason="gone", error_cap=CAP) == {}
+        assert await everything(conn) == before
+
+    run(clean_dsn, test)
+
+
 def test_a_repeated_batch_changes_nothing(clean_dsn: str) -> None:
     async def test(conn: Conn, worker_id: UUID) -> None:
         jobs = await claimed(conn, worker_id, 20)

@@ -145,7 +145,6 @@ def test_a_beat_under_way_keeps_a_worker_from_being_declared_dead(clean_dsn: str
     async def test(conn: Conn) -> None:
         worker_id = await add_worker(conn)
         await conn.execute("UPDATE roost.workers SET last_seen_at = '2020-01-01Z'")
-        await conn.execute("SET lock_timeout = '5s'")
         async with await connect(clean_dsn) as other:
             async with other.transaction():
                 await beat(other, worker_id)
@@ -213,7 +212,6 @@ def test_rescues_at_once_share_the_work_a_thousand_at_a_time(clean_dsn: str) -> 
         await enqueue(conn, 2500)
         await claim(conn, worker_id, 2500)
         await statements.remove_workers(conn, [worker_id])
-        await conn.execute("SET lock_timeout = '5s'")
         async with await connect(clean_dsn) as other:
             async with other.transaction():
                 first = await rescue(other)
@@ -348,7 +346,6 @@ def test_a_promotion_tells_the_idle_workers_once_a_queue_and_passes_over_held_jo
         for table in ("job_rows", "scheduled"):
             await conn.execute(f"UPDATE roost.{table} SET scheduled_at = '2020-01-01Z'")
         await conn.execute("LISTEN roost_inserted")
-        await conn.execute("SET lock_timeout = '5s'")
         async with await connect(clean_dsn) as other:
             async with other.transaction(force_rollback=True):
                 await other.execute("SELECT FROM roost.scheduled WHERE queue = 'b' FOR UPDATE")
