@@ -20,7 +20,6 @@ from roostd.core.pool import Pool
 from roostd.master.database import DatabaseGone, Link
 from roostd.store import statements
 
-MAX_UNWRITTEN = 5_000  # outcomes that wait to be written before no more jobs are claimed
 _log = structlog.get_logger()
 
 
@@ -45,7 +44,7 @@ class Claimer:
         on_claimed: Callable[[PoolRun, list[ClaimedJob]], None],
         on_unknown_claims: Callable[[list[tuple[int, int]]], None],
         known_leases: Callable[[], set[int]],
-        unwritten: Callable[[], int],
+        may_claim: Callable[[], bool],
     ) -> None:
         self.database_up = False
         self.stopped = False
@@ -57,7 +56,7 @@ class Claimer:
         self._on_claimed = on_claimed
         self._on_unknown_claims = on_unknown_claims
         self._known_leases = known_leases
-        self._unwritten = unwritten
+        self._may_claim = may_claim
         self._loop = asyncio.get_running_loop()
         self._wake = asyncio.Event()
         self._promote_at = 0.0
@@ -111,7 +110,7 @@ class Claimer:
         return claimed
 
     def _demand(self, run: PoolRun) -> int:
-        return run.pool.demand() if self._unwritten() < MAX_UNWRITTEN else 0
+        return run.pool.demand() if self._may_claim() else 0
 
     async def _pause(self, seconds: float) -> None:
         """As _sleep, but only a stop ends it early."""

@@ -47,6 +47,11 @@ class Heart:
         self._fenced = False
         self._now = asyncio.Event()
 
+    @property
+    def fenced(self) -> bool:
+        """Whether the others may soon take this worker's jobs, so that none may be begun."""
+        return self._fenced
+
     def beat_now(self) -> None:
         self._now.set()
 

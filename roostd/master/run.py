@@ -54,6 +54,7 @@ EXIT_CONFIG = 78
 _STATUS_SECONDS = 0.5  # how long a dead child's exit status may keep its job's outcome waiting
 _RESPAWN_SECONDS = (0.0, 0.1, 0.5, 2.0, 5.0)  # pauses after children that ended without having run a job
 _EARLY_CANCEL_SECONDS = 10.0
+_MAX_UNWRITTEN = 5_000  # outcomes that wait to be written before no more jobs are claimed
 _MAX_SPAWNING = 32  # asked for at a time: master and template must not wait for each other with full sockets
 _SPAWN_SECONDS = 30.0  # for a fork, which takes milliseconds, to be answered
 _log = structlog.get_logger()
@@ -166,7 +167,7 @@ class Master:
             on_claimed=self._on_claimed,
             on_unknown_claims=self._on_unknown_claims,
             known_leases=self._known_leases,
-            unwritten=lambda: self._writer.pending,
+            may_claim=lambda: self._writer.pending < _MAX_UNWRITTEN and not self._heart.fenced,
         )
         self._heart = heart.Heart(
             self._beat_link,
