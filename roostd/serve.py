@@ -20,7 +20,7 @@ from roost_client.schema import apply_migrations
 from roostd import log
 from roostd.config import Config, ConfigError, LoadedConfig, describe, load
 from roostd.embedded import EmbeddedError, EmbeddedPostgres
-from roostd.master.run import EXIT_CONFIG, EXIT_UNAVAILABLE, Master, StartError
+from roostd.master.run import EXIT_CONFIG, EXIT_UNAVAILABLE, HandlersError, Master, StartError
 from roostd.master.templates import TemplateProcess
 
 _log = structlog.get_logger()
@@ -43,6 +43,8 @@ def main(path: Path | None, flags: dict[str, Any], *, check: bool, once: bool) -
         _log.warning("config.warning", warning=warning)
     try:
         jobs = serve(loaded.config, lambda: read().config, once=once)
+    except HandlersError as error:
+        _fail(f"roostd: {_with_fix(str(error), loaded)}", error.exit_code)
     except StartError as error:
         _fail(f"roostd: {error}", error.exit_code)
     except EmbeddedError as error:
@@ -89,10 +91,16 @@ def _check(loaded: LoadedConfig) -> int:
         click.echo(f"warning: {warning}", err=True)
     if report["op"] != "ready":
         click.echo(report.get("trace", ""), err=True)
-        click.echo(f"roostd: {report['error']}", err=True)
+        click.echo(f"roostd: {_with_fix(report['error'], loaded)}", err=True)
         return EXIT_CONFIG
     click.echo(f"# tasks: {', '.join(report['tasks']) or 'none'}")
     return 0
+
+
+def _with_fix(error: str, loaded: LoadedConfig) -> str:
+    """What is wrong with the handlers, and where to look: in their code, or in the settings that lead to it."""
+    origin = loaded.origins["handlers.modules"]
+    return f"{error}; correct the code, or handlers.modules from {origin} and handlers.pythonpath"
 
 
 def _import_handlers(config: Config) -> dict[str, Any]:

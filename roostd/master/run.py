@@ -68,6 +68,10 @@ class StartError(Exception):
         self.exit_code = exit_code
 
 
+class HandlersError(StartError):
+    """The handlers that the settings name can't be imported."""
+
+
 class Master:
     """One worker: `run` it once, in an asyncio loop on the main thread.
 
@@ -533,7 +537,7 @@ class Master:
         if self._import_timer:
             self._import_timer.cancel()
         if self._first_import is not None and not self._first_import.done():
-            self._first_import.set_exception(StartError(reason, EXIT_CONFIG))
+            self._first_import.set_exception(HandlersError(reason, EXIT_CONFIG))
         else:
             self._end_reload(reason)
 

@@ -379,3 +379,8 @@ def tick(key: str) -> None:
             file.write(f"{time.time()}\n")
             file.flush()
             time.sleep(0.005)
+
+
+@job("environment")
+def environment() -> list[str]:
+    return list(os.environ)
