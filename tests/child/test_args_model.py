@@ -19,7 +19,7 @@ class Parcel(BaseModel):
     weight: float
 
 
-ARGS = {"number": "7d9b3a5e-6c0f-4f55-9a57-0a5d5a4a2a11", "weight": 1.5}
+ARGS: dict[str, Any] = {"number": "7d9b3a5e-6c0f-4f55-9a57-0a5d5a4a2a11", "weight": 1.5}
 
 
 def spec_of(func: Any) -> HandlerSpec:
