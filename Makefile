@@ -30,22 +30,25 @@ $(INSTALLED): pyproject.toml
 demo: install
 	@.venv/bin/roostctl demo
 
+# More than there are cores: most tests wait for a process most of the time.
+TEST_WORKERS ?= 4
+
 # The database parts run a second time on Debian's PostgreSQL 15 where it is installed.
 test: install
 	@status=0; \
 	if [ -x /usr/lib/postgresql/15/bin/initdb ] && [ -n "$(DATABASE_TESTS)" ]; then \
 		echo "== store and client on PostgreSQL 15"; \
-		ROOST_TEST_PG_VERSION=15 $(PY) -m pytest $(DATABASE_TESTS) $(PYTEST_ARGS) || status=$$?; \
+		ROOST_TEST_PG_VERSION=15 $(PY) -m pytest -q -n $(TEST_WORKERS) $(DATABASE_TESTS) $(PYTEST_ARGS) || status=$$?; \
 		echo "== everything"; \
 	fi; \
-	$(PY) -m pytest $(PYTEST_ARGS) || status=$$?; \
+	$(PY) -m pytest -n $(TEST_WORKERS) $(PYTEST_ARGS) || status=$$?; \
 	exit $$status
 
 check: install
 	$(PY) -m ruff format --check
 	$(PY) -m ruff check
 	$(PY) -m mypy
-	$(PY) -m pytest -q -m 'not database and not daemon' $(PYTEST_ARGS)
+	$(PY) -m pytest -q -n 2 -m 'not database and not daemon' $(PYTEST_ARGS)
 
 bench: install
 	@$(PY) -m bench
