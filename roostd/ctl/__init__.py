@@ -24,7 +24,7 @@ from roostd.ctl.command import EXIT_CONFIG, EXIT_NOTHING, EXIT_UNAVAILABLE, EXIT
 from roostd.ctl.output import note, one_line
 
 
-@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+@click.group(context_settings={"help_option_names": ["-h", "--help"]}, no_args_is_help=False)
 @click.version_option(package_name="roostd")
 @common_options
 def roostctl() -> None:
@@ -46,8 +46,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         # A task may be called anything, and the terminal may not have the characters for it.
         getattr(stream, "reconfigure", lambda **_: None)(errors="backslashreplace")
     try:
-        code = roostctl.main(arguments, prog_name="roostctl", standalone_mode=False)
+        # Not click's own main(), which ends the process itself when a pipe breaks.
+        with roostctl.make_context("roostctl", list(sys.argv[1:] if arguments is None else arguments)) as context:
+            code: int | None = roostctl.invoke(context)
         sys.stdout.flush()
+    except click.exceptions.Exit as end:  # --help, --version
+        return end.exit_code
     except BrokenPipeError:
         # Whoever read us has enough. Python would complain when it flushes stdout at its end.
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)

@@ -48,7 +48,7 @@ def sql(invocation: Invocation, since: int) -> None:
         click.echo(script, nl=False)
 
 
-@click.group("migrate")
+@click.group("migrate", no_args_is_help=False)
 def migrate() -> None:
     """The schema of the database."""
 

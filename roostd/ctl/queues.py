@@ -41,7 +41,7 @@ def queues(invocation: Invocation) -> None:
     )
 
 
-@click.group("queue")
+@click.group("queue", no_args_is_help=False)
 def queue() -> None:
     """The same as queues, pause and resume."""
 

@@ -38,6 +38,17 @@ class Result:
 Ctl = Callable[..., Result]
 
 
+def read_terminal(end: int) -> bytes:
+    """All that is shown on a terminal until its other end is closed; closes this one."""
+    shown = b""
+    while True:
+        try:
+            shown += os.read(end, 65536)
+        except OSError:  # EIO: there is no other end any more
+            os.close(end)
+            return shown
+
+
 @pytest.fixture
 def bare_ctl(capsys: pytest.CaptureFixture[str]) -> Ctl:
     """Runs one command in this process, with the environment as it is."""

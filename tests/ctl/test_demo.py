@@ -24,7 +24,7 @@ from roostd.ctl.demo import checks
 from roostd.ctl.demo.checks import CHECKS, Check, CheckFailed, Scene, run_checks
 from roostd.ctl.demo.workload import _display
 from roostd.embedded import EmbeddedPostgres, running_dsn
-from tests.ctl.conftest import COMMAND
+from tests.ctl.conftest import COMMAND, read_terminal
 from tests.system.daemon import Daemon, eventually, title_of
 
 pytestmark = pytest.mark.daemon
@@ -147,12 +147,12 @@ def test_a_demo_that_is_interrupted_cleans_up(folder: Path, number: signal.Signa
     assert err.splitlines()[-1] == "roostctl: interrupted"
 
 
-def test_on_a_terminal_each_task_has_a_bar() -> None:
+def test_on_a_terminal_each_task_has_a_bar(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TERM", "xterm-256color")
     ours, theirs = pty.openpty()
     with open(theirs, "w") as stream, _display(stream) as show:
         show(500, {"hash_file": 500, "compress_file": 20, "count_words": 3})
-    shown = os.read(ours, 1 << 16).decode()
-    os.close(ours)
+    shown = read_terminal(ours).decode()
     for bar in ("hash_file", "500/500", "compress_file", "20/500", "count_words", "3/500"):
         assert bar in shown
 

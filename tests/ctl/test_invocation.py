@@ -15,7 +15,7 @@ from psycopg.conninfo import make_conninfo
 from roost_client import Roost
 from roostd.embedded import EmbeddedPostgres
 from tests.conftest import FAST
-from tests.ctl.conftest import COMMAND, Ctl
+from tests.ctl.conftest import COMMAND, Ctl, read_terminal
 
 NOWHERE = "host=/nowhere dbname=nothing"
 
@@ -80,6 +80,8 @@ def test_an_embedded_database_is_found_where_its_daemon_runs_it(bare_ctl: Ctl, t
         (["--dsn", "postgresql://me:s3cret@/x?nonsense=1", "status"], 78, "cannot use database.dsn from flag --dsn"),
         (["status"], 78, "cannot find a database"),
         (["-c", "/nowhere.toml", "status"], 78, "cannot read /nowhere.toml"),
+        ([], 64, "Missing command; see roostctl --help"),
+        (["migrate"], 64, "Missing command; see roostctl migrate --help"),
         (["nonsense"], 64, "No such command 'nonsense'; see roostctl --help"),
         (["show"], 64, "Missing argument 'ID'; see roostctl show --help"),
         (["jobs", "--limit", "0"], 64, "--limit"),
@@ -127,15 +129,8 @@ def on_a_terminal(dsn: str, *arguments: object, keys: bytes = b"") -> tuple[int,
     with subprocess.Popen(command, stdin=theirs, stdout=theirs, stderr=theirs, env=environ) as process:
         os.close(theirs)
         os.write(ours, keys)
-        shown = b""
-        while True:
-            try:
-                chunk = os.read(ours, 65536)
-            except OSError:  # EIO: the terminal has no other end any more
-                break
-            shown += chunk
-        os.close(ours)
-        return process.wait(60), shown.decode()
+        shown = read_terminal(ours).decode()
+        return process.wait(60), shown
 
 
 def test_output_is_coloured_on_a_terminal_and_plain_off_it(dsn: str, ctl: Ctl, roost: Roost) -> None:
