@@ -86,7 +86,7 @@ def test_children_do_not_inherit_what_would_let_them_speak_for_the_daemon(monkey
     ("usec", "pid", "expected"),
     [
         ("10000000", None, 5.0),
-        ("10000000", str(os.getpid()), 5.0),
+        pytest.param("10000000", str(os.getpid()), 5.0, id="own-pid"),
         ("10000000", "1", None),
         ("0", None, None),
         ("-5", None, None),

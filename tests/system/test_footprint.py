@@ -24,9 +24,10 @@ def test_an_idle_daemon_has_four_connections_and_makes_two_transactions_a_second
     production = {"heartbeat_interval": 15.0, "orphan_reaper_interval": 30.0}
     daemon = start_daemon({"worker": production, "pools": {"default": {"concurrency": 12}}})
     jobs.wait(jobs.add("noop"))  # the connection to write is made at the first need
-    assert connections(jobs) == ["roostd claim", "roostd heartbeat", "roostd listen", "roostd write"]
     eventually(lambda: jobs.query("SELECT 1 FROM roost.idle_workers WHERE idle"), "idle worker")
     jobs.close()
+    four = ["roostd claim", "roostd heartbeat", "roostd listen", "roostd write"]
+    eventually(lambda: connections(jobs) == four, lambda: f"four connections, but {connections(jobs)}")
 
     def steady() -> bool:
         """Sessions report their transactions late, so those of the start may show up first."""

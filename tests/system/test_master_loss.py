@@ -1,4 +1,4 @@
-"""What happens to the jobs of a master that dies, stops or is cut off: no child lives on, nothing runs twice at once."""
+"""What happens to the jobs of a master that dies, stops or is cut off: no child lives on, nothing runs twice."""
 
 from __future__ import annotations
 
