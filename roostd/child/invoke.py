@@ -155,7 +155,11 @@ def _takes_model(spec: HandlerSpec) -> bool:
 def _annotated_with(func: Callable[..., Any], model: type[BaseModel] | None) -> bool:
     if model is None:
         return False
-    parameters = list(inspect.signature(func).parameters.values())
+    try:
+        signature = inspect.signature(func, eval_str=True)
+    except Exception:  # not all that an annotation names need exist at run time
+        signature = inspect.signature(func)
+    parameters = list(signature.parameters.values())
     return (
         len(parameters) == 1
         and parameters[0].kind in (parameters[0].POSITIONAL_ONLY, parameters[0].POSITIONAL_OR_KEYWORD)

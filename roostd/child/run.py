@@ -150,11 +150,14 @@ class _Child:
             # The handler swallowed the exception and returned: it was called off all the same.
             return _KIND_OF[invoker.delivered], _error_body(_called_off_error(invoker.delivered))
         except BaseException as error:
-            if invoker.delivered is not None:
-                return _KIND_OF[invoker.delivered], _error_body(error, named=_NAME_OF[invoker.delivered])
-            if isinstance(error, SnoozeJob):
-                return FrameKind.SNOOZED, json.dumps({"seconds": error.seconds}).encode()
-            return FrameKind.FAILED, _error_body(error)
+            reason = invoker.delivered
+            kind = FrameKind.FAILED if reason is None else _KIND_OF[reason]
+            try:
+                if reason is None and isinstance(error, SnoozeJob):
+                    return FrameKind.SNOOZED, json.dumps({"seconds": float(error.seconds)}).encode()
+                return kind, _error_body(error, named=None if reason is None else _NAME_OF[reason])
+            except BaseException as second:  # an error is the application's: all of its parts may raise
+                return kind, _text_body(f"{_name_of(error)}: <its description raised {_name_of(second)}>", "")
 
     def _report(self, frame: bytes) -> bool:
         """Sends an outcome; False when the channel is gone (the handler closed it, or put a file in its place)."""
@@ -229,18 +232,28 @@ def _decode_arguments(text: bytes) -> dict[str, Any]:
 
 
 def _error_body(error: BaseException, *, named: str | None = None) -> bytes:
-    name = type(error).__name__
+    name = _name_of(error)
     text = f"{name}: {_text_of(error)}" if named in (None, name) else f"{named}: ended by {name}: {_text_of(error)}"
+    return _text_body(text, _trace_of(error))
+
+
+def _text_body(error: str, trace: str) -> bytes:
     return json.dumps(
-        {"error": safe_text(text, ERROR_CHARACTERS), "trace": safe_text(_trace_of(error), TRACE_CHARACTERS)}
+        {"error": safe_text(error, ERROR_CHARACTERS), "trace": safe_text(trace, TRACE_CHARACTERS)}
     ).encode()
+
+
+def _name_of(error: BaseException) -> str:
+    """The name of its class, whatever its metaclass says of that."""
+    name: str = type.__dict__["__name__"].__get__(type(error))
+    return name
 
 
 def _text_of(error: BaseException) -> str:
     try:
         return str(error)
     except BaseException as second:
-        return f"<its str() raised {type(second).__name__}>"
+        return f"<its str() raised {_name_of(second)}>"
 
 
 def _trace_of(error: BaseException) -> str:
@@ -250,7 +263,7 @@ def _trace_of(error: BaseException) -> str:
     try:
         return "".join(traceback.format_exception(type(error), error, trace, limit=-TRACE_FRAMES)).strip()
     except BaseException as second:
-        return f"<its traceback could not be printed: {type(second).__name__}>"
+        return f"<its traceback could not be printed: {_name_of(second)}>"
 
 
 _OWN_FILES = frozenset({__file__, invoke.__file__})
