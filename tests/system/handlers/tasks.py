@@ -68,10 +68,10 @@ def hold(key: str) -> int:
 
 
 @job("hold_cleanly")
-def hold_cleanly(key: str) -> None:
+def hold_cleanly(key: str) -> int:
     """As `hold`, with something to clean up that takes a moment."""
     try:
-        hold(key)
+        return hold(key)
     finally:
         time.sleep(0.1)
         write_note(f"{key} cleaned up")
