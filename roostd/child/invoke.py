@@ -74,8 +74,9 @@ class Invoker:
         self.delivered = None
 
     def still_armed(self) -> bool:
-        """Whether the signal still reaches us: a handler may have taken it for itself."""
-        return bool(_signal.getsignal(SOFT) == self._on_soft)
+        """Whether the signal still reaches us: a handler may have taken it for itself, or blocked it."""
+        blocked = _signal.pthread_sigmask(_signal.SIG_BLOCK, ())
+        return bool(_signal.getsignal(SOFT) == self._on_soft) and SOFT not in blocked
 
     def _call_async(self, spec: HandlerSpec, args: dict[str, Any]) -> Any:
         with asyncio.Runner() as runner:

@@ -179,6 +179,8 @@ class _Child:
             return True
         if not self._invoker.still_armed():
             return True
+        if signal.getitimer(signal.ITIMER_REAL)[0]:  # an alarm that the job left behind would hit another
+            return True
         return self._collects_zombies()
 
     def _collects_zombies(self) -> bool:

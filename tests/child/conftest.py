@@ -143,6 +143,15 @@ class Child:
     def call_off(self, lease: int, reason: SoftReason = SoftReason.CANCEL) -> None:
         self.process.call_off(lease, reason)
 
+    def last_outcomes(self) -> list[Outcome]:
+        """All that it reports before it ends."""
+        outcomes: list[Outcome] = []
+        while True:
+            self._template.wait_until(self._has_frame, "an outcome or the end", self.process.outcomes.fileno())
+            if not self._frames:
+                return outcomes
+            outcomes.append(self.outcome())
+
     def exit_status(self) -> int:
         """How it ends; there must be no outcome before that."""
         statuses = self._template.statuses
