@@ -204,6 +204,9 @@ class Post:
             self._text += os.read(self._fd, 65_536).decode()
         return self._text.split("\n")[:-1]
 
+    def forget(self) -> None:
+        self._text = ""
+
     def close(self) -> None:
         close_all([self._fd])
 
