@@ -39,7 +39,7 @@ class Claimer:
         *,
         pools: dict[str, PoolRun],
         worker_id: Callable[[], UUID],
-        poll_interval: float,
+        poll_interval: Callable[[], float],
         retry_seconds: float,
         on_claimed: Callable[[PoolRun, list[ClaimedJob]], None],
         on_unknown_claims: Callable[[list[tuple[int, int]]], None],
@@ -65,6 +65,11 @@ class Claimer:
 
     def wake(self) -> None:
         """Room was made, or a hint came."""
+        self._wake.set()
+
+    def poll_now(self) -> None:
+        """Looks for due jobs at once, and after an interval again."""
+        self._promote_at = 0.0
         self._wake.set()
 
     def stop(self) -> None:
@@ -106,7 +111,7 @@ class Claimer:
             if not (promoted or got or busy):
                 return claimed
             if not (promoted or got):
-                await self._sleep(self._poll_interval)
+                await self._sleep(self._poll_interval())
         return claimed
 
     def _demand(self, run: PoolRun) -> int:
@@ -169,7 +174,8 @@ class Claimer:
                 )
 
         promoted, next_in, answers = await self._link.run(poll)
-        self._promote_at = now if promoted >= 1000 else now + min(self._poll_interval, next_in or self._poll_interval)
+        interval = self._poll_interval()
+        self._promote_at = now if promoted >= 1000 else now + min(interval, next_in or interval)
         for (run, limit), jobs in zip(asked, answers, strict=True):
             self._took(run, limit, jobs, now)
 

@@ -22,12 +22,15 @@ _log = structlog.get_logger()
 
 
 class Heart:
-    """`on_beat` takes in each answer, `on_fence` kills the children, `on_dead` starts afresh under a new id."""
+    """`on_beat` takes in each answer, `on_fence` kills the children, `on_dead` starts afresh under a new id.
+
+    `settings` are asked for anew each time: a reload may have changed them.
+    """
 
     def __init__(
         self,
         link: Link,
-        settings: WorkerConfig,
+        settings: Callable[[], WorkerConfig],
         *,
         worker_id: Callable[[], UUID],
         figures: Callable[[], dict[str, Any]],
@@ -69,10 +72,10 @@ class Heart:
                     continue
                 self._alive_at, self._fenced = sent_at, False
                 self._on_beat(beat)
-                pause = self._settings.heartbeat_interval
+                pause = self._settings().heartbeat_interval
             except DatabaseGone as error:
                 _log.warning("worker.heartbeat_failed", error=str(error))
-                pause = min(1.0, self._settings.heartbeat_interval)
+                pause = min(1.0, self._settings().heartbeat_interval)
             try:
                 async with asyncio.timeout(pause):
                     await self._now.wait()
@@ -81,8 +84,8 @@ class Heart:
 
     async def watch(self) -> None:
         """Fences this worker when its beats don't get through, whatever the beat itself is waiting for."""
-        limit = self._settings.orphan_stale_after * FENCE_FRACTION
         while True:
+            limit = self._settings().orphan_stale_after * FENCE_FRACTION
             await asyncio.sleep(min(1.0, limit / 20))
             if not self._fenced and self._loop.time() - self._alive_at > limit:
                 self._fenced = True

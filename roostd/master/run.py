@@ -26,7 +26,7 @@ import roost_client
 import roostd
 from roost_client import BackoffStrategy, JobState, SchemaError
 from roost_client.schema import check_steps, run_steps_async
-from roostd import linux
+from roostd import linux, log
 from roostd.config import Config, PoolConfig
 from roostd.core.demand import Demand
 from roostd.core.generations import Generations
@@ -157,7 +157,7 @@ class Master:
         retry = self._config.database.listen_reconnect_delay
         self._writer = Writer(
             self._write_link,
-            error_cap=self._config.worker.error_cap,
+            error_cap=lambda: self._config.worker.error_cap,
             retry_seconds=retry,
             decide=self._decide,
             on_settled=self._on_settled,
@@ -166,7 +166,7 @@ class Master:
             self._claim_link,
             pools=self._pools,
             worker_id=lambda: self._worker_id,
-            poll_interval=self._config.worker.poll_interval,
+            poll_interval=lambda: self._config.worker.poll_interval,
             retry_seconds=retry,
             on_claimed=self._on_claimed,
             on_unknown_claims=self._on_unknown_claims,
@@ -175,7 +175,7 @@ class Master:
         )
         self._heart = heart.Heart(
             self._beat_link,
-            self._config.worker,
+            lambda: self._config.worker,
             worker_id=lambda: self._worker_id,
             figures=self._figures,
             on_beat=self._on_beat,
@@ -462,8 +462,10 @@ class Master:
             # Whatever is wrong with the files, the daemon that runs must not suffer from it.
             self._end_reload(f"cannot use the settings: {error}")
             return
-        if config.database.dsn != self._config.database.dsn:
+        if config.database != self._config.database:
             _log.warning("reload.needs_restart", key="database", reason="connections are made once")
+        if config.worker.name != self._config.worker.name:
+            _log.warning("reload.needs_restart", key="worker.name", reason="the worker is registered once")
         self._begin_generation(config)
 
     def _begin_generation(self, config: Config) -> None:
@@ -525,6 +527,10 @@ class Master:
         if self._first_import is not None and not self._first_import.done():
             self._first_import.set_result(None)
         else:
+            if self._owns_process:
+                log.configure(self._config.log.level, self._config.log.format)
+            self._heart.beat_now()  # with the new interval from now on
+            self._claimer.poll_now()
             self._end_reload(None)
 
     def _fail_generation(self, generation: int, reason: str) -> None:
@@ -617,6 +623,7 @@ class Master:
                 continue
             run.config = pool_config
             run.pool.kill_grace, run.pool.prefetch = settings.kill_grace, settings.prefetch
+            run.demand.poll_interval = settings.poll_interval
             run.pool.draining = False
             run.pool.resize(pool_config.concurrency)
             run.demand.hinted(self._loop.time())

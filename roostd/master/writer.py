@@ -38,7 +38,7 @@ class Writer:
         self,
         link: Link,
         *,
-        error_cap: int,
+        error_cap: Callable[[], int],
         retry_seconds: float,
         decide: Callable[[ClaimedJob, Report], Settlement],
         on_settled: Callable[[Settlement, JobState], None],
@@ -146,7 +146,7 @@ class Writer:
         if not batch:
             return
         try:
-            ours = await self._link.run(lambda conn: statements.settle(conn, batch, self._error_cap))
+            ours = await self._link.run(lambda conn: statements.settle(conn, batch, self._error_cap()))
         except _ROW_ERRORS as error:
             if len(batch) > 1:
                 half = len(batch) // 2

@@ -6,6 +6,7 @@ import os
 import signal
 import time
 from collections import Counter
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from tests.system.jobs import Jobs
 
 SHOP = """
 import time
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 from roost_client import job
@@ -257,3 +259,31 @@ def test_a_new_generation_is_tried_again_when_the_template_died_and_the_code_is_
     (app / "shop.py").write_text(SHOP.format(version=2))
     assert jobs.wait(job).result == 2
     daemon.wait_children(2)
+
+
+def test_a_reload_puts_the_settings_of_the_worker_into_force(start_daemon: StartDaemon, jobs: Jobs) -> None:
+    slow = {"heartbeat_interval": 1000.0, "orphan_stale_after": 3000.0, "poll_interval": 1000.0}
+    daemon = start_daemon({"worker": {**slow, "error_cap": 3}})
+    assert len(jobs.wait(jobs.add("fail", max_attempts=4)).errors) == 3
+    daemon.write_config(
+        {
+            "worker": {"heartbeat_interval": 0.1, "poll_interval": 0.1, "error_cap": 2, "name": "other"},
+            "log": {"level": "info"},
+        }
+    )
+    assert reload(daemon)["event"] == "reload.done"
+    assert daemon.entries("reload.needs_restart", key="worker.name")
+    assert len(jobs.wait(jobs.add("fail", max_attempts=4)).errors) == 2
+    beats: set[object] = set()
+    eventually(
+        lambda: beats.add(jobs.roost.list_workers()[0].last_seen_at) or len(beats) > 3,  # type: ignore[func-returns-value]
+        "heartbeats",
+        seconds=30,
+    )
+    scheduled = jobs.add("noop", scheduled_at=datetime.now(UTC) + timedelta(seconds=0.5))
+    assert jobs.wait(scheduled, seconds=30).state == "completed"
+    since = daemon.mark()
+    jobs.wait(jobs.add("os_exit", {"status": 0}, max_attempts=1))
+    daemon.wait_for("child.exited", since=since)
+    daemon.wait_children(2)
+    assert not daemon.entries("child.started", since=since)  # of level debug
