@@ -5,6 +5,7 @@ from __future__ import annotations
 import signal
 from dataclasses import dataclass, field
 from typing import Any
+from uuid import uuid4
 
 import pytest
 
@@ -168,7 +169,7 @@ class Neighbours:
 
 def assert_at_full_strength(daemon: Daemon, jobs: Jobs) -> None:
     """Both children run a job at the same time, in processes that are the daemon's."""
-    keys = [f"strength-{daemon.mark()}-{number}" for number in range(2)]
+    keys = [f"strength-{uuid4().hex}" for _ in range(2)]
     held = [jobs.add("hold", {"key": key}) for key in keys]
     daemon.wait_started(*keys)
     children = daemon.wait_children(2)
