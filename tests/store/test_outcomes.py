@@ -433,6 +433,20 @@ def test_the_updates_of_job_rows_are_hot(dsn: str) -> None:
     run(dsn, test)
 
 
+def test_a_page_full_of_jobs_has_room_for_the_completion_of_each(dsn: str) -> None:
+    """A row grows by what its completion adds; a fillfactor that leaves too little costs an entry in the index."""
+
+    async def test(conn: Conn, worker_id: UUID) -> None:
+        await conn.execute("ALTER TABLE roost.job_rows SET (autovacuum_enabled = false)")
+        jobs = await claimed(conn, worker_id, 400)
+        await complete(conn, jobs)
+        await conn.execute("SELECT pg_stat_force_next_flush()")
+        query = "SELECT n_tup_upd, n_tup_hot_upd FROM pg_stat_all_tables WHERE relid = 'roost.job_rows'::regclass"
+        assert await rows(conn, query) == [{"n_tup_upd": 400, "n_tup_hot_upd": 400}]
+
+    run(dsn, test)
+
+
 def test_overlapping_batches_in_opposite_order_never_deadlock(clean_dsn: str) -> None:
     async def test(conn: Conn, worker_id: UUID) -> None:
         ids = await enqueue(conn, 60)
