@@ -13,6 +13,7 @@ import json
 import os
 import signal
 import socket
+import time
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
@@ -276,10 +277,19 @@ class Master:
     async def _free_predecessors(self) -> None:
         """Frees at once what a master on this host held that is certainly dead."""
         rows = await self._beat_link.run(lambda conn: statements.list_workers_of_host(conn, self._identity.hostname))
+        uptime_seconds = time.clock_gettime(time.CLOCK_BOOTTIME)
         dead = [
             row_id
-            for row_id, _, metadata in rows
-            if row_id != self._worker_id and is_dead_predecessor(metadata, self._identity, linux.started_ticks_of)
+            for row_id, silent_seconds, metadata in rows
+            if row_id != self._worker_id
+            and is_dead_predecessor(
+                metadata,
+                silent_seconds,
+                self._identity,
+                uptime_seconds=uptime_seconds,
+                heartbeat_interval=self._config.worker.heartbeat_interval,
+                started_ticks_of=linux.started_ticks_of,
+            )
         ]
         if not dead:
             return

@@ -121,8 +121,8 @@ async def register_worker(
     await _run(conn, "register_worker", parameters)
 
 
-async def list_workers_of_host(conn: AsyncConnection, hostname: str) -> list[tuple[UUID, int, dict[str, Any]]]:
-    """(id, pid, metadata) of every row this host's masters left or hold."""
+async def list_workers_of_host(conn: AsyncConnection, hostname: str) -> list[tuple[UUID, float, dict[str, Any]]]:
+    """(id, seconds since its last heartbeat, metadata) of every row this host's masters left or hold."""
     return await _run(conn, "list_workers_of_host", {"hostname": hostname})
 
 

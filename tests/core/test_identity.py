@@ -10,7 +10,26 @@ import pytest
 
 from roostd.core.identity import Identity, is_dead_predecessor
 
+UPTIME_SECONDS = 100.0
+HEARTBEAT_INTERVAL = 15.0
 ME = Identity("host", "machine", "boot", "pid:[1]", pid=100, started_ticks=5000)
+
+
+def is_dead(
+    row: dict[str, Any],
+    me: Identity,
+    started_ticks_of: Callable[[int], int | None],
+    silent_seconds: float = UPTIME_SECONDS + 60,
+    uptime_seconds: float = UPTIME_SECONDS,
+) -> bool:
+    return is_dead_predecessor(
+        row,
+        silent_seconds,
+        me,
+        uptime_seconds=uptime_seconds,
+        heartbeat_interval=HEARTBEAT_INTERVAL,
+        started_ticks_of=started_ticks_of,
+    )
 
 
 def metadata(**changes: Any) -> dict[str, Any]:
@@ -34,7 +53,7 @@ def processes(**alive: int) -> Callable[[int], int | None]:
         # another pid namespace: its pids say nothing here
         ({"pid_namespace": "pid:[2]"}, {}, False),
         ({"pid_namespace": "pid:[2]"}, {"pid_50": 11}, False),
-        # another boot of the same machine: nothing of it can live
+        # an earlier boot of the same machine: nothing of it can live
         ({"boot_id": "earlier"}, {"pid_50": 10}, True),
         ({"boot_id": "earlier", "pid_namespace": "pid:[2]"}, {}, True),
         # another machine, or perhaps one: its heartbeat decides
@@ -44,13 +63,41 @@ def processes(**alive: int) -> Callable[[int], int | None]:
     ],
 )
 def test_who_is_dead(changes: dict[str, Any], alive: dict[str, int], dead: bool) -> None:
-    assert is_dead_predecessor(metadata(**changes), ME, processes(**alive)) is dead
+    assert is_dead(metadata(**changes), ME, processes(**alive)) is dead
+
+
+@pytest.mark.parametrize(
+    ("silent_seconds", "uptime_seconds", "dead"),
+    [
+        (0.0, 100.0, False),
+        (15.0, 100.0, False),
+        (100.0, 100.0, False),
+        (101.0, 100.0, False),  # the clocks may run apart that much
+        (103.0, 100.0, True),
+        (300.0, 100.0, True),
+        (300.0, 3_000_000.0, False),
+        (-5.0, 100.0, False),  # the database's clock was put back
+        # a boot so short ago that a clone may not have been heard of since
+        (14.0, 3.0, False),
+        (16.0, 3.0, False),
+        (18.0, 3.0, True),
+    ],
+)
+def test_another_boot_is_an_earlier_one_only_if_it_was_last_heard_of_before_this_one(
+    silent_seconds: float, uptime_seconds: float, dead: bool
+) -> None:
+    row = metadata(boot_id="another")
+    assert is_dead(row, ME, processes(), silent_seconds, uptime_seconds) is dead
+
+
+def test_in_the_same_boot_the_process_table_tells_however_short_the_silence() -> None:
+    assert is_dead(metadata(), ME, processes(), silent_seconds=0.1)
 
 
 def test_without_a_machine_id_another_boot_may_be_another_machine() -> None:
     me = dataclasses.replace(ME, machine_id="")
-    assert not is_dead_predecessor(metadata(machine_id="", boot_id="earlier"), me, processes())
-    assert is_dead_predecessor(metadata(machine_id=""), me, processes())
+    assert not is_dead(metadata(machine_id="", boot_id="earlier"), me, processes())
+    assert is_dead(metadata(machine_id=""), me, processes())
 
 
 @pytest.mark.parametrize(
@@ -66,7 +113,7 @@ def test_without_a_machine_id_another_boot_may_be_another_machine() -> None:
     ],
 )
 def test_a_row_that_does_not_say_who_it_is_is_left_alone(broken: dict[str, Any]) -> None:
-    assert not is_dead_predecessor(broken, ME, processes())
+    assert not is_dead(broken, ME, processes())
 
 
 def test_an_identity_survives_the_database() -> None:

@@ -63,7 +63,11 @@ def test_a_registered_worker_is_found_by_its_host_until_it_is_removed(clean_dsn:
         one = await add_worker(conn, name=name, hostname="h1", pid=1, queues=queues, concurrency=9, metadata=metadata)
         two = await add_worker(conn, hostname="h1", pid=1)
         other = await add_worker(conn, hostname="h2")
-        assert sorted(await statements.list_workers_of_host(conn, "h1")) == sorted([(one, 1, metadata), (two, 1, {})])
+        await conn.execute("UPDATE roost.workers SET last_seen_at = now() - interval '90 s' WHERE id = %s", (two,))
+        found = {row_id: (silent, kept) for row_id, silent, kept in await statements.list_workers_of_host(conn, "h1")}
+        assert {row_id: kept for row_id, (_, kept) in found.items()} == {one: metadata, two: {}}
+        assert 0 <= found[one][0] < 60
+        assert 90 <= found[two][0] < 150
         (row,) = await rows(conn, "SELECT * FROM roost.workers WHERE id = %s", one)
         assert (row["name"], row["queues"], row["concurrency"], row["inflight"]) == (name, queues, 9, 0)
         assert row["started_at"] == row["last_seen_at"]

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
+import socket
 import time
 from pathlib import Path
 
@@ -16,6 +18,7 @@ from tests.system.jobs import Jobs
 from tests.system.proxy import Proxy
 
 SHORT_LEASH = {"worker": {"orphan_stale_after": 2.0}}
+MACHINE_ID = Path("/etc/machine-id").read_text().strip() if Path("/etc/machine-id").exists() else ""
 ONE_CHILD = {"pools": {"default": {"queues": ["default"], "concurrency": 1}}}
 
 
@@ -52,6 +55,44 @@ def test_nothing_outlives_a_killed_master_and_its_successor_frees_the_jobs_at_on
     assert len(jobs.roost.list_workers()) == 1
     jobs.roost.cancel(stuck)
     assert jobs.wait(stuck).state == "cancelled"
+
+
+@pytest.mark.skipif(not MACHINE_ID, reason="without a machine id no row is taken for one of this machine")
+def test_a_row_of_another_boot_is_a_predecessors_only_if_it_was_last_heard_of_before_this_boot(
+    start_daemon: StartDaemon, jobs: Jobs
+) -> None:
+    identity = {
+        "hostname": socket.gethostname(),
+        "machine_id": MACHINE_ID,
+        "boot_id": "another",
+        "pid_namespace": "pid:[1]",
+        "pid": 1,
+        "started_ticks": 1,
+    }
+    claimed = {}
+    for silent_seconds in (60.0, time.clock_gettime(time.CLOCK_BOOTTIME) + 60.0):  # a clone's, and the predecessor's
+        job_id = jobs.add("whoami")
+        (worker,) = jobs.query(
+            "INSERT INTO roost.workers (id, name, hostname, pid, queues, concurrency, last_seen_at, metadata) VALUES"
+            " (gen_random_uuid(), 'x', %s, 1, '{}', 1, now() - make_interval(secs => %s), %s) RETURNING id",
+            identity["hostname"],
+            silent_seconds,
+            json.dumps({"identity": identity}),
+        )
+        jobs.query(
+            "WITH taken AS (DELETE FROM roost.ready WHERE job_id = %s RETURNING job_id)"
+            " INSERT INTO roost.claims (job_id, lease, worker_id, attempt)"
+            " SELECT job_id, nextval('roost.lease_seq'), %s, 1 FROM taken RETURNING 1",
+            job_id,
+            worker["id"],
+        )
+        claimed[job_id] = worker["id"]
+    clones, predecessors = claimed
+    daemon = start_daemon()
+    daemon.wait_for("worker.predecessor_freed", workers=[str(claimed[predecessors])], jobs=1)
+    assert jobs.wait(predecessors, "completed").attempt == 2
+    assert jobs.get(clones).state == "executing"
+    assert claimed[clones] in {worker.id for worker in jobs.roost.list_workers()}
 
 
 def test_a_peer_frees_the_jobs_of_a_killed_master_after_orphan_stale_after(
