@@ -30,6 +30,17 @@ def die_with_parent(signal_number: int, parent_pid: int) -> bool:
     return os.getppid() == parent_pid
 
 
+def signal_main_thread(pid: int, number: int) -> None:
+    """Sends a signal to the main thread of a process, where it interrupts what that waits for in C.
+
+    Of a signal to the process the kernel may choose another thread, and does when the main one has one to take in yet.
+    Raises ProcessLookupError.
+    """
+    if _libc.tgkill(pid, pid, number) != 0:
+        error = ctypes.get_errno()
+        raise OSError(error, f"tgkill({pid}, {number}): {os.strerror(error)}")
+
+
 def adopt_orphans() -> None:
     """Makes this process the parent of every descendant whose own parent ends (a daemonised grandchild)."""
     _prctl(_PR_SET_CHILD_SUBREAPER, 1)

@@ -1,17 +1,20 @@
 """How a handler is called, and how a job that runs is called off from a signal.
 
 The rule: an exception is raised only while the handler of the lease that is meant runs, and never in this module's own
-frames, so it can hit neither the runner, nor its bookkeeping, nor another job. A call-off that comes late is dropped.
+frames, so it can hit neither the runner, nor its bookkeeping, nor another job. A call-off that comes late is dropped,
+one that comes early is kept until the handler is to run.
 """
 
 from __future__ import annotations
 
 import _signal  # type: ignore[import-not-found]  # signal.getsignal makes an enum of every answer: 3 µs a job
 import asyncio
+import contextlib
 import inspect
 import json
 import signal
 import socket
+import struct
 from collections.abc import Callable
 from types import FrameType
 from typing import Any
@@ -36,29 +39,39 @@ _EXCEPTIONS: dict[SoftReason, Callable[[], BaseException]] = {
 }
 
 
+_KEPT_CALL_OFFS = 64  # a late one has nobody to take it out
+
+
 class Invoker:
     """Calls handlers, one at a time, on the main thread."""
 
     def __init__(self, control: socket.socket) -> None:
         self.delivered: SoftReason | None = None  # what was raised in the handler that ran last
         self._control = control
+        self._called_off: dict[int, SoftReason] = {}  # by lease; of jobs that are over, or yet to start
         self._lease = 0
         self._running = False
-        self._pending: SoftReason | None = None
-        self._loop: asyncio.AbstractEventLoop | None = None
+        self._is_async = False
         self._task: asyncio.Task[Any] | None = None
-        self._own_code = {Invoker.call.__code__, Invoker._call_async.__code__, Invoker._run_task.__code__}
+        self._reading = False
+        self._unread = True
+        own = (Invoker.call, Invoker._call_async, Invoker._run_task, Invoker._on_soft, Invoker._deliver)
+        self._own_code = {function.__code__ for function in own}
         control.setblocking(False)
         signal.signal(SOFT, self._on_soft)
+        self._read_control()  # until now the signal was ignored
 
     def call(self, spec: HandlerSpec, args: dict[str, Any], lease: int) -> Any:
         """The handler's result; whatever it raises."""
-        self.delivered = self._pending = self._task = None
+        self.delivered = self._task = None
         self._lease = lease
+        self._is_async = spec.is_async
         self._running = True
         try:
-            if self._pending is not None:
-                raise self._deliver(self._pending)
+            # The job may be called off from the moment that it is read. Python takes in signals where a function is
+            # called or has returned: there is no such place between this look and the handler's own frames.
+            if lease in self._called_off:
+                raise self._deliver(self._called_off[lease])
             if spec.is_async:
                 return self._call_async(spec, args)
             result = _bound_call(spec, args)
@@ -80,7 +93,6 @@ class Invoker:
 
     def _call_async(self, spec: HandlerSpec, args: dict[str, Any]) -> Any:
         with asyncio.Runner() as runner:
-            self._loop = runner.get_loop()
             try:
                 return runner.run(self._run_task(spec, args))
             except asyncio.CancelledError as cancelled:
@@ -88,44 +100,45 @@ class Invoker:
                     raise
                 # Where the coroutine was is worth more than where this is raised.
                 raise _EXCEPTIONS[self.delivered]().with_traceback(cancelled.__traceback__) from None
-            finally:
-                self._loop = None
 
     async def _run_task(self, spec: HandlerSpec, args: dict[str, Any]) -> Any:
         self._task = asyncio.current_task()
-        if self._pending is not None:
-            self._deliver(self._pending)
-            raise asyncio.CancelledError
         try:
+            if self._lease in self._called_off:
+                self._deliver(self._called_off[self._lease])
+                raise asyncio.CancelledError
             return await _bound_call(spec, args)
         finally:
             self._task = None
 
-    def _on_soft(self, _signal: int, frame: FrameType | None) -> None:
-        reason: SoftReason | None = None
-        while True:
-            try:
-                packet = self._control.recv(64)
-            except OSError:
-                break
-            if not packet:
-                break
-            number, lease = decode_control(packet)
-            if lease == self._lease:
-                reason = SoftReason(number)
-        if reason is None or not self._running or self.delivered is not None:
+    def _on_soft(self, _number: int, frame: FrameType | None) -> None:
+        self._unread = True
+        if self._reading:  # this signal has come while the one before it was taken in
             return
-        if self._loop is not None:
-            # Into the task, not into whatever frame of the event loop this signal hit.
-            if self._task is None:
-                self._pending = reason
-            else:
+        self._read_control()
+        if not self._running or self.delivered is not None or self._lease not in self._called_off:
+            return
+        reason = self._called_off[self._lease]
+        if self._is_async:
+            # Into the task, not into whatever frame of the event loop this signal hit. The task looks before it starts.
+            if self._task is not None:
                 self._deliver(reason)
-                self._loop.call_soon_threadsafe(self._task.cancel)
-        elif frame is None or frame.f_code in self._own_code:
-            self._pending = reason
-        else:
+                self._task.get_loop().call_soon_threadsafe(self._task.cancel)
+        elif frame is not None and frame.f_code not in self._own_code:
             raise self._deliver(reason)
+
+    def _read_control(self) -> None:
+        self._reading = True
+        while self._unread:
+            self._unread = False
+            with contextlib.suppress(OSError):  # there is no more; or the handler closed it
+                while packet := self._control.recv(64):
+                    with contextlib.suppress(ValueError, struct.error):  # nothing that the master sends
+                        number, lease = decode_control(packet)
+                        self._called_off[lease] = SoftReason(number)
+        while len(self._called_off) > _KEPT_CALL_OFFS:
+            del self._called_off[next(iter(self._called_off))]
+        self._reading = False
 
     def _deliver(self, reason: SoftReason) -> BaseException:
         self.delivered = reason

@@ -30,7 +30,7 @@ from roostd.child.result import encode_result
 from roostd.core.outcome import SoftReason
 from roostd.wire.frames import FrameKind, encode_frame
 from roostd.wire.packets import JobPacket, PacketReader, decode_job
-from roostd.wire.signals import DUMP
+from roostd.wire.signals import DUMP, EXIT_UNUSABLE
 
 ERROR_CHARACTERS = 4_000
 TRACE_CHARACTERS = 32_000
@@ -39,7 +39,6 @@ _MAX_LEFT_ZOMBIES = 16
 
 # Exit statuses, for the log: the master learns what became of the job from its frames alone.
 EXIT_DONE = 0
-EXIT_UNUSABLE = 70  # EX_SOFTWARE: the process can't run another job
 EXIT_COPY = 71  # a copy made by os.fork() in a handler came back
 
 

@@ -9,6 +9,7 @@ The rules it keeps:
   taken back as soon as the running one proves long, or another child stands idle.
 - The clock of a job starts when it is handed to an idle child, or when the outcome of the one before it arrives.
 - A child that was called off gets nothing more until its job has ended; one that does not end in time is killed.
+- So is one that does not even read what it is handed (it may be stopped): its jobs have not started, and go to others.
 - Never more children than `size`, retiring ones included.
 """
 
@@ -26,6 +27,8 @@ from roostd.core.pace import Pace
 STEAL_SECONDS = 0.002  # how long a job runs, or others stand behind it, before an idle child may take those
 STALL_SECONDS = 0.02  # how long before nothing may stand behind it at all
 RELEASE_SECONDS = 0.5  # how long a job is held with no child free for it
+UNREAD_SECONDS = 2.0  # how long a child with nothing else to do may leave a job unread
+REMIND_SECONDS = 0.02  # when a child is first told again; then after twice the time, and so on
 MAX_CLAIM = 1000
 
 
@@ -54,6 +57,13 @@ class CallOff:
 
 
 @dataclass(frozen=True, slots=True)
+class Remind:
+    """Signal a child that was told to stop once more: a signal that comes just before it waits in C wakes nothing."""
+
+    child: int
+
+
+@dataclass(frozen=True, slots=True)
 class Kill:
     """Kill the child and all it started."""
 
@@ -75,7 +85,7 @@ class Settle:
     report: Report
 
 
-Action = Assign | TakeBack | CallOff | Kill | Retire | Settle
+Action = Assign | TakeBack | CallOff | Remind | Kill | Retire | Settle
 
 
 class ProtocolError(Exception):
@@ -90,8 +100,10 @@ class Child:
     head_since: float = 0.0  # when the clock of assigned[0] started; of an idle child, when it became idle
     behind_since: float = 0.0  # since when others stand behind assigned[0]
     deadline: float | None = None  # of assigned[0]
+    read: bool = False  # assigned[0], for certain
     called_off: SoftReason | None = None
-    told: bool = False  # that assigned[0] is called off
+    told_at: float | None = None  # when it was told that assigned[0] is called off
+    remind_at: float = 0.0
     kill_at: float = 0.0
     retiring: bool = False
     killed: bool = False
@@ -162,6 +174,11 @@ class Pool:
         """Every job that is claimed and not ended."""
         return [*self.waiting, *(job for child in self.children.values() for job in child.assigned)]
 
+    def running_lease(self, key: int) -> int:
+        """The lease of the job that the child has been at, or is about to be at, as far as is known; 0 for none."""
+        child = self.children.get(key)
+        return child.assigned[0].lease if child and child.assigned else 0
+
     # -- jobs ---------------------------------------------------------------------------------------------------
 
     def claimed(self, jobs: Iterable[ClaimedJob], now: float) -> None:
@@ -187,7 +204,7 @@ class Pool:
         self.pace.observe(len(jobs), now - child.head_since)
         if self._cancels:
             self._cancels.difference_update(job.id for job in jobs)
-        child.called_off, child.told = None, False
+        child.called_off = child.told_at = None
         child.full = False
         self._start_clock(child, now)
         if child.assigned and child.assigned[0].id in self._cancels:  # had started when the cancel came
@@ -210,14 +227,18 @@ class Pool:
                 self._release_waiting()
         running = child.assigned[0] if child.assigned else None
         if running is None:
-            if child.called_off is SoftReason.TIMEOUT and not child.killed:
-                self._kill(child)  # it has not even started a job that should be over: it is stuck
+            stuck = child.called_off is SoftReason.TIMEOUT or now - child.head_since >= UNREAD_SECONDS
+            if back and stuck and not child.killed:
+                self._kill(child)
             child.called_off = child.deadline = None
             child.full = False
             child.head_since = now
-        elif child.called_off:
-            if not (child.told or child.killed):
-                child.told = True
+            self.assign(now)
+            return
+        child.read = True
+        if child.called_off:
+            if child.told_at is None and not child.killed:
+                child.told_at, child.remind_at = now, now + REMIND_SECONDS
                 self.actions.append(CallOff(key, running.lease, child.called_off))
         elif running.id in self._cancels and not child.killed:
             self._call_off(child, SoftReason.CANCEL, now)
@@ -295,12 +316,17 @@ class Pool:
             if child.called_off:
                 if now >= child.kill_at:
                     self._kill(child)
+                elif child.told_at is not None and now >= child.remind_at:
+                    child.remind_at = now + (now - child.told_at)
+                    self.actions.append(Remind(child.key))
                 continue
             if child.deadline is not None and now >= child.deadline:
                 self._call_off(child, SoftReason.TIMEOUT, now)
                 continue
             if len(child.assigned) > 1 and now >= _take_back_at(child, idle_since):
                 self.pace.at_least(now - child.head_since)
+                self.actions.append(TakeBack(child.key))
+            elif not child.read and now >= child.head_since + UNREAD_SECONDS:
                 self.actions.append(TakeBack(child.key))
         if self.waiting and now - self._progress_at >= RELEASE_SECONDS:
             self.pace.at_least(now - self._progress_at)
@@ -314,12 +340,14 @@ class Pool:
             if not child.assigned or child.killed:
                 continue
             if child.called_off:
-                times.append(child.kill_at)
+                times.append(child.kill_at if child.told_at is None else min(child.kill_at, child.remind_at))
                 continue
             if child.deadline is not None:
                 times.append(child.deadline)
             if len(child.assigned) > 1:
                 times.append(_take_back_at(child, idle_since))
+            elif not child.read:
+                times.append(child.head_since + UNREAD_SECONDS)
         if self.waiting:
             times.append(self._progress_at + RELEASE_SECONDS)
         return min(times) if times else None
@@ -398,6 +426,7 @@ class Pool:
 
     def _start_clock(self, child: Child, now: float) -> None:
         child.head_since = now
+        child.read = False
         head = child.assigned[0] if child.assigned else None
         child.deadline = None if head is None or head.timeout_seconds is None else now + head.timeout_seconds
 

@@ -8,6 +8,7 @@ import signal
 import socket
 from collections.abc import Sequence
 
+from roostd import linux
 from roostd.core.job import ClaimedJob
 from roostd.core.outcome import SoftReason
 from roostd.master.killing import kill_tree
@@ -17,6 +18,7 @@ from roostd.wire.signals import DUMP, SOFT
 
 _READ_BYTES = 262_144
 _DUMP_BYTES = 65_536
+_FAULTS = (signal.SIGSEGV, signal.SIGFPE, signal.SIGABRT, signal.SIGBUS, signal.SIGILL)  # as faulthandler has them
 
 
 class ChildProcess:
@@ -31,6 +33,7 @@ class ChildProcess:
         self.loss: str | None = None  # why it is being killed through no fault of its job
         self.jobs_run = 0
         self.retired = False
+        self._dump_of = 0  # the lease that its stacks were asked for last
         self._jobs = socket.socket(fileno=jobs)
         self._jobs.setblocking(False)
         self._jobs_read = socket.socket(fileno=jobs_read)
@@ -80,19 +83,29 @@ class ChildProcess:
 
     def call_off(self, lease: int, reason: SoftReason) -> None:
         """Tells the child which job is meant and why, and wakes it; its stack is noted first, should it be stuck."""
-        self.request_dump()
+        self.request_dump(lease)
         with contextlib.suppress(OSError):
             self._control.send(encode_control(reason, lease))
         self._signal(SOFT)
 
-    def request_dump(self) -> None:
-        """Has the child write its stacks to the dump file."""
+    def remind(self) -> None:
+        """Wakes it again, should it wait in C since just after the signal."""
+        self._signal(SOFT)
+
+    def request_dump(self, lease: int) -> None:
+        """Has the child write its stacks to the dump file; `lease` is the one it runs, 0 for none."""
         os.ftruncate(self.dump_fd, 0)
+        self._dump_of = lease
         self._signal(DUMP)
 
     def read_dump(self) -> str:
         """What was written to the dump file last: stacks that were asked for, or those of a fatal signal."""
         return os.pread(self.dump_fd, _DUMP_BYTES, 0).decode("utf-8", "replace").replace("\x00", "").strip()
+
+    def last_words(self, lease: int, status: int | None) -> str:
+        """The stack in which it died, or hung, under this lease; empty where it left none."""
+        died_of_fault = status is not None and -status in _FAULTS
+        return self.read_dump() if died_of_fault or self._dump_of == lease else ""
 
     def retire(self) -> None:
         """Closes the intake: the child ends when it has read all that is in it."""
@@ -114,4 +127,5 @@ class ChildProcess:
 
     def _signal(self, number: int) -> None:
         with contextlib.suppress(ProcessLookupError):
-            signal.pidfd_send_signal(self.pidfd, number)
+            signal.pidfd_send_signal(self.pidfd, 0)  # raises once it is reaped, and its pid may be another's
+            linux.signal_main_thread(self.pid, number)

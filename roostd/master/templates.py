@@ -13,6 +13,7 @@ from typing import Any
 
 from roostd.config import Config
 from roostd.wire.packets import PacketReader, decode_message, send_message
+from roostd.wire.signals import EXIT_UNUSABLE
 
 
 class TemplateProcess:
@@ -108,4 +109,6 @@ def describe_status(status: int) -> str:
         except ValueError:
             name = "unknown"
         return f"was killed by signal {-status} ({name})"
+    if status == EXIT_UNUSABLE:
+        return f"exited with status {status}, as a child does whose handler closed file descriptors that it needs"
     return f"exited with status {status}"

@@ -19,6 +19,7 @@ import pytest
 from roostd.config import Config, HandlersConfig
 from roostd.core.job import ClaimedJob
 from roostd.core.outcome import SoftReason
+from roostd.core.pool import REMIND_SECONDS
 from roostd.master.children import ChildProcess
 from roostd.master.templates import TemplateProcess
 from roostd.wire.frames import Frame, FrameKind
@@ -84,7 +85,7 @@ class Template:
         while not condition():
             left = deadline - time.monotonic()
             assert left > 0, f"waited in vain for {what}"
-            ready, _, _ = select.select([self.process.fileno(), *also], [], [], left)
+            ready, _, _ = select.select([self.process.fileno(), *also], [], [], min(left, REMIND_SECONDS))
             if self.process.fileno() in ready:
                 self.process.read(self._on_message)
 
@@ -106,6 +107,7 @@ class Child:
         self._key = key
         self._frames: deque[Frame] = deque()
         self._ended = False
+        self._called_off = False
 
     def start(self, task: str, /, *, lease: int | None = None, **args: Any) -> int:
         """Hands over a job; returns its lease."""
@@ -120,7 +122,7 @@ class Child:
     def outcome(self) -> Outcome:
         """The next outcome; fails when the child ends without one."""
         self._template.wait_until(self._has_frame, "an outcome", self.process.outcomes.fileno())
-        assert self._frames, "the child has ended"
+        assert self._frames, f"the child has ended: {self.exit_status()}"
         frame = self._frames.popleft()
         return Outcome(frame.kind, frame.lease, json.loads(frame.body) if frame.body else None)
 
@@ -142,6 +144,7 @@ class Child:
 
     def call_off(self, lease: int, reason: SoftReason = SoftReason.CANCEL) -> None:
         self.process.call_off(lease, reason)
+        self._called_off = True
 
     def last_outcomes(self) -> list[Outcome]:
         """All that it reports before it ends."""
@@ -172,7 +175,11 @@ class Child:
 
     def _has_frame(self) -> bool:
         self._read()
-        return bool(self._frames) or self._ended
+        if self._frames or self._ended:
+            return True
+        if self._called_off:
+            self.process.remind()
+        return False
 
     def _read(self) -> bool:
         """Takes in what is there; returns whether there may be more."""

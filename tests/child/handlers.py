@@ -12,6 +12,7 @@ import subprocess
 import sys
 import threading
 import time
+from pathlib import Path
 from typing import Any
 
 from pydantic import BaseModel
@@ -519,12 +520,17 @@ def eat_memory(megabytes: int) -> int:
     return len(eaten)
 
 
+def ignored_signals() -> list[int]:
+    status = Path("/proc/self/status").read_text()
+    ignored = int(status.partition("SigIgn:")[2].split()[0], 16)
+    return [number + 1 for number in range(64) if ignored >> number & 1]
+
+
 @job("signals")
 def signals() -> Any:
     """The dispositions that a handler finds."""
-    ignored = int(re.search(r"SigIgn:\s*(\w+)", open("/proc/self/status").read())[1], 16)  # type: ignore[index]  # noqa: SIM115
     blocked = [int(number) for number in signal.pthread_sigmask(signal.SIG_BLOCK, ())]
-    return {"ignored": [n + 1 for n in range(64) if ignored >> n & 1], "blocked": blocked, "session": os.getsid(0)}
+    return {"ignored": ignored_signals(), "blocked": blocked, "session": os.getsid(0)}
 
 
 @job("descriptors")

@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import signal
 import socket
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from roostd.child.run import EXIT_COPY, EXIT_DONE, EXIT_UNUSABLE
+from roostd.child.run import EXIT_COPY, EXIT_DONE
+from roostd.wire.signals import EXIT_UNUSABLE
 from tests.child.conftest import Child
 
 MakeChild = Callable[..., Child]
 MEGABYTE = 1 << 20
+ROOT = Path(__file__).parents[2]
 
 
 # -- ends without a report
@@ -96,9 +100,18 @@ def test_a_child_with_a_few_dead_processes_goes_on_and_with_many_it_ends(child: 
 # -- signals
 
 
+def ignored_by_a_fresh_program() -> list[int]:
+    """What Python ignores (SIGPIPE, SIGXFSZ), and what a program started here inherits as ignored."""
+    call = "import sys; sys.path[:0] = sys.argv[1:]; import handlers; print(handlers.ignored_signals())"
+    folder = str(Path(__file__).parent)
+    command = [sys.executable, "-c", call, folder]
+    output = subprocess.run(command, cwd=ROOT, check=True, capture_output=True, text=True).stdout
+    return [int(number) for number in output.strip("[]\n").split(",")]
+
+
 def test_a_handler_finds_the_signals_as_a_fresh_program_has_them(child: Child) -> None:
     found = child.result("signals")
-    assert set(found["ignored"]) <= {signal.SIGPIPE, signal.SIGXFSZ}, "Python ignores these two"
+    assert found["ignored"] == ignored_by_a_fresh_program()
     assert found["blocked"] == []
     assert found["session"] == child.pid
 

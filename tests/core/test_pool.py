@@ -15,12 +15,14 @@ from roostd.core.pool import (
     MAX_CLAIM,
     RELEASE_SECONDS,
     STALL_SECONDS,
+    UNREAD_SECONDS,
     Action,
     Assign,
     CallOff,
     Kill,
     Pool,
     ProtocolError,
+    Remind,
     Retire,
     Settle,
     TakeBack,
@@ -232,7 +234,10 @@ def test_at_the_deadline_the_job_is_called_off_and_after_the_grace_its_child_is_
     assert made.next_tick() == 3.0
     made.tick(3.0)
     assert carry_out(made, {1: 1}, 3.0) == [TakeBack(1), CallOff(1, slow.lease, SoftReason.TIMEOUT)]
-    assert made.next_tick() == 3.0 + GRACE
+    for seconds in (0.02, 0.04, 0.08):
+        assert made.next_tick() == pytest.approx(3.0 + seconds)
+        made.tick(3.0 + seconds)
+        assert taken(made) == [Remind(1)], "the signal may have come just before it waited in C"
     made.tick(3.0 + GRACE)
     assert taken(made) == [Kill(1)]
     assert made.next_tick() is None
@@ -259,7 +264,8 @@ def test_a_child_that_was_called_off_is_as_good_as_new_once_its_job_has_ended() 
     made.ended(1, leases(slow), 2.2)
     assert taken(made) == [Assign(1, [after])]
     made.tick(2.0 + GRACE)
-    assert taken(made) == [], "nor is it killed for it later"
+    assert carry_out(made, {1: 1}, 2.0 + GRACE) == [TakeBack(1)], "nor is it killed for it later, or reminded"
+    assert made.next_tick() is None
 
 
 def test_a_child_that_has_not_read_its_job_by_the_deadline_is_killed_and_the_job_is_not_to_blame() -> None:
@@ -271,6 +277,33 @@ def test_a_child_that_has_not_read_its_job_by_the_deadline_is_killed_and_the_job
     assert carry_out(made, {}, 2.0) == [TakeBack(1), Kill(1)]
     assert list(made.waiting) == [stuck]
     assert made.child_died(1, 2.1) == []
+
+
+def test_a_child_that_leaves_its_job_unread_is_killed_and_another_one_gets_the_job() -> None:
+    made = pool(2)
+    stuck, other = jobs(2)
+    made.claimed([stuck, other], 0.0)
+    taken(made)
+    made.ended(2, leases(other), 0.1)
+    assert made.next_tick() == UNREAD_SECONDS
+    made.tick(UNREAD_SECONDS)
+    assert carry_out(made, {}, UNREAD_SECONDS) == [TakeBack(1), Kill(1), Assign(2, [stuck])]
+    assert made.child_died(1, 2.1) == []
+
+
+def test_a_child_is_asked_only_once_whether_it_has_read_its_job() -> None:
+    made = pool()
+    made.claimed(jobs(1), 0.0)
+    taken(made)
+    made.tick(UNREAD_SECONDS)
+    assert carry_out(made, {1: 1}, UNREAD_SECONDS) == [TakeBack(1)]
+    assert made.next_tick() is None
+
+
+def test_an_idle_child_from_which_something_is_to_be_taken_back_is_not_stuck() -> None:
+    made = pool()
+    made.took_back(1, [], 10 * UNREAD_SECONDS)
+    assert taken(made) == []
 
 
 # -- cancels
@@ -486,7 +519,9 @@ def test_an_interrupt_calls_off_what_runs() -> None:
     made.interrupt(1.5)
     assert carry_out(made, {1: 1, 2: 1}, 1.5) == [TakeBack(2), CallOff(2, running.lease, SoftReason.SHUTDOWN)]
     made.tick(1.0 + GRACE)
-    assert taken(made) == [Kill(1)], "the one called off before keeps its time and its reason"
+    assert [a for a in taken(made) if a != Remind(2)] == [Kill(1)], (
+        "the one called off before keeps its time and its reason"
+    )
     assert made.child_died(1, 7.0) == [(timed_out, SoftReason.TIMEOUT)]
 
 

@@ -26,10 +26,12 @@ from roostd.core.pace import MAX_WINDOW
 from roostd.core.pool import (
     STALL_SECONDS,
     STEAL_SECONDS,
+    UNREAD_SECONDS,
     Assign,
     CallOff,
     Kill,
     Pool,
+    Remind,
     Retire,
     Settle,
     TakeBack,
@@ -529,6 +531,9 @@ class World:
                         self.pool.took_back(key, self.take_back(child), self.now)
                     case CallOff(_, lease, reason):
                         self.call_off(child, lease, reason)
+                    case Remind(key):
+                        if child.running is None or child.running.lease not in self.called_off:
+                            self.tell(f"child {key} is reminded of what it has ended")
                     case Kill(key):
                         self.tell(f"child {key} is killed")
                         self.after(0.0001, lambda child=child: self.die(child, "was killed"))  # type: ignore[misc]
@@ -649,7 +654,7 @@ class World:
         if child.alive and child.running is None and not child.reading:
             child.reading = True
             slow = self.rng.random()
-            most = 1.5 if slow < 0.003 else 0.05 if slow < 0.02 else 0.0002
+            most = 1.5 * UNREAD_SECONDS if slow < 0.003 else 0.05 if slow < 0.02 else 0.0002
             self.after(self.rng.uniform(0, most), lambda: self.read_packet(child))
 
     def read_packet(self, child: ToyChild) -> None:
@@ -810,6 +815,10 @@ class World:
             if self.now - when > self.kill_grace + 0.001 and child.alive and child.running:
                 raise Broken(f"lease {lease} was called off {self.now - when} s ago, and child {key} lives")
         for child in self.children.values():
+            if child.alive and child.intake and not (child.running or child.outbox):
+                unread_since = self.handed_at[child.intake[0].lease]
+                if self.now - unread_since > UNREAD_SECONDS + self.read_latency + 0.001:
+                    raise Broken(f"child {child.key} is stuck, and keeps lease {child.intake[0].lease}")
             job = child.running
             if not child.alive or job is None or job.timeout_seconds is None or job.lease in self.called_off:
                 continue

@@ -9,6 +9,7 @@ from uuid import uuid4
 
 import pytest
 
+from tests.system.conftest import StartDaemon
 from tests.system.daemon import Daemon, eventually, is_alive
 from tests.system.jobs import Jobs
 
@@ -38,9 +39,9 @@ CRASHES = [
     Case("kill_group", error="was killed by signal 9 (SIGKILL)"),
     Case("segfault", error="was killed by signal 11 (SIGSEGV)", trace="in segfault"),
     Case("abort", error="was killed by signal 6 (SIGABRT)", trace="in abort"),
-    Case("close_descriptors", {"first": 3}, error="WorkerCrash: its process", label="close all but stdio"),
-    Case("close_descriptors", {"first": 0}, error="WorkerCrash: its process", label="close all"),
-    Case("reuse_descriptors", error="WorkerCrash: its process"),
+    Case("close_descriptors", {"first": 3}, error="closed file descriptors", label="close all but stdio"),
+    Case("close_descriptors", {"first": 0}, error="closed file descriptors", label="close all"),
+    Case("reuse_descriptors", error="closed file descriptors"),
 ]
 
 FAILURES = [
@@ -139,6 +140,21 @@ def test_a_grandchild_in_its_own_session_dies_with_the_job(shared_daemon: Daemon
     assert jobs.wait(job).state == "discarded"
     eventually(lambda: not is_alive(grandchild), f"end of the grandchild {grandchild}")
     assert_at_full_strength(daemon, jobs)
+
+
+def test_a_crash_is_not_given_the_stack_of_another_job(start_daemon: StartDaemon, jobs: Jobs) -> None:
+    daemon = start_daemon({"pools": {"default": {"queues": ["default"], "concurrency": 1}}})
+    timed_out = jobs.add("stuck_in_sleep", max_attempts=1, timeout_seconds=1)
+    assert "in stuck_in_sleep" in jobs.wait(timed_out).errors[0]["trace"]
+    assert jobs.wait(jobs.add("os_exit", {"status": 3}, max_attempts=1)).errors[0]["trace"] == ""
+
+    held = jobs.add("hold", {"key": "held"})
+    daemon.wait_started("held")
+    daemon.signal(signal.SIGUSR1)
+    daemon.wait_for("child.stack", stack=lambda stack: "in hold" in stack)
+    daemon.let_go("held")
+    jobs.wait(held, "completed")
+    assert jobs.wait(jobs.add("os_exit", {"status": 3}, max_attempts=1)).errors[0]["trace"] == ""
 
 
 def test_zombies_of_handlers_are_gone_with_the_child_that_is_replaced_for_them(
