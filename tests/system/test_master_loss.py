@@ -221,6 +221,35 @@ def test_a_master_whose_heartbeat_alone_is_cut_off_takes_no_new_jobs_until_it_is
         assert jobs.wait(late).state == "completed"
 
 
+def test_after_a_jump_of_the_databases_clock_every_worker_starts_afresh_and_no_job_is_lost(
+    start_daemon: StartDaemon, jobs: Jobs
+) -> None:
+    settings = {"worker": {"heartbeat_interval": 2.0, "orphan_stale_after": 60.0}}
+    daemons = [start_daemon(settings), start_daemon(settings)]
+    ids = [jobs.add("hold", {"key": f"held-{number}"}) for number in range(4)]
+    for daemon in daemons:
+        eventually(lambda: list(daemon.folder.glob("*.started")), "jobs on both")  # noqa: B023
+    jobs.wait_all(ids, "executing")
+    before = {worker.id for worker in jobs.roost.list_workers()}
+
+    def jump() -> bool:
+        """Has it be an hour later than their last heartbeats, also where one came just before the reaper."""
+        jobs.query(
+            "UPDATE roost.workers SET last_seen_at = now() - interval '1 hour' WHERE id = ANY (%s)", list(before)
+        )
+        return not {worker.id for worker in jobs.roost.list_workers()} & before
+
+    eventually(jump, "end of both workers' rows")
+    for daemon in daemons:
+        daemon.wait_for("worker.registered")
+        daemon.let_go(*(f"held-{number}" for number in range(4)))
+    for job_id in ids:
+        assert (jobs.wait(job_id).state, jobs.get(job_id).attempt, jobs.crashes(job_id)) == ("completed", 2, 0)
+    after = {worker.id for worker in jobs.roost.list_workers()}
+    assert len(after) == 2
+    assert not after & before
+
+
 def ticks(daemon: Daemon, key: str) -> list[float]:
     eventually((daemon.folder / f"{key}.ticks").exists, f"ticks of {key}")
     eventually(lambda: (daemon.folder / f"{key}.ticks").read_text(), f"ticks of {key}")
