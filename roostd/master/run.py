@@ -34,7 +34,7 @@ from roostd.core.generations import Generations
 from roostd.core.identity import Identity, is_dead_predecessor
 from roostd.core.job import ClaimedJob
 from roostd.core.outcome import Ending, Report, Settlement, SoftReason, settle
-from roostd.core.pool import Assign, CallOff, Kill, Pool, ProtocolError, Retire, Settle, TakeBack
+from roostd.core.pool import Assign, CallOff, Kill, Pool, ProtocolError, Remind, Retire, Settle, TakeBack
 from roostd.master import heart
 from roostd.master.children import ChildProcess
 from roostd.master.claimer import Claimer, PoolRun
@@ -440,7 +440,7 @@ class Master:
     def _dump_stacks(self) -> None:
         children = list(self._children.values())
         for child in children:
-            child.request_dump()
+            child.request_dump(self._pools[child.pool].pool.running_lease(child.key))
         self._loop.call_later(0.3, self._log_dumps, children)
 
     def _log_dumps(self, children: list[ChildProcess]) -> None:
@@ -749,9 +749,9 @@ class Master:
         while self._read_outcomes(child, run):
             pass
         how = "vanished" if status is None else describe_status(status)
-        dump = child.read_dump()
         ended = run.pool.child_died(key, self._loop.time())
         for job, reason in ended:
+            dump = child.last_words(job.lease, status)
             self._settle(job, _report_of_death(job, child, reason, how, dump))
         log = _log.warning if ended else _log.debug
         log("child.exited", pid=child.pid, pool=child.pool, how=how, jobs=child.jobs_run, loss=child.loss)
@@ -877,6 +877,8 @@ class Master:
                     case CallOff(_, lease, reason):
                         child.call_off(lease, reason)
                         _log.info("job.called_off", lease=lease, reason=reason.name.lower(), pid=child.pid)
+                    case Remind():
+                        child.remind()
                     case Kill():
                         child.kill()
                     case Retire():
