@@ -286,8 +286,8 @@ def wait_for_thread(post: str) -> None:
 @job("wait_for_process")
 def wait_for_process(post: str) -> None:
     with subprocess.Popen(["sleep", "60"]) as process:
-        tell(post)
         try:
+            tell(post)
             process.wait()
         finally:
             process.kill()
