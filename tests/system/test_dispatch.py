@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import os
+import signal
 from datetime import UTC, datetime, timedelta
 
 import psycopg
 
 from roost_client import Job, JobInsert
 from tests.system.conftest import StartDaemon
-from tests.system.daemon import eventually
+from tests.system.daemon import eventually, is_alive
 from tests.system.jobs import Jobs
 
 ONE_CHILD = {"pools": {"default": {"queues": ["default", "other"], "concurrency": 1}}}
@@ -99,6 +101,17 @@ def test_a_claimed_job_that_has_not_started_is_cancelled_and_never_runs(start_da
     assert daemon.notes() == [str(number) for number, state in enumerate(states) if state == "completed"]
     assert states.count("cancelled") > 10
     assert set(states[0::2]) == {"completed"}
+
+
+def test_a_child_that_is_stopped_while_idle_keeps_no_job(start_daemon: StartDaemon, jobs: Jobs) -> None:
+    daemon = start_daemon(ONE_CHILD)
+    (stopped,) = daemon.wait_children(1)
+    os.kill(stopped, signal.SIGSTOP)
+    ran = jobs.wait(jobs.add("whoami"))
+    assert ran.result != stopped
+    assert (ran.attempt, jobs.crashes(ran.id)) == (1, 0)
+    eventually(lambda: not is_alive(stopped), "end of the stopped child")
+    assert len(daemon.wait_children(1)) == 1
 
 
 def claim_ahead(jobs: Jobs, queue: str) -> list[int]:
