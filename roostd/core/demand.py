@@ -1,4 +1,4 @@
-"""When a pool asks the database for jobs, and when it wants to be told of new ones.
+"""When a pool asks the database for jobs, when it wants to be told of new ones, and when due jobs are looked for.
 
 Polling alone is correct; a notification is a hint that saves the wait. It costs every enqueue that sends one a lock
 shared by the whole PostgreSQL instance, so a pool asks for hints only while it has nothing to do and few come.
@@ -10,8 +10,21 @@ from __future__ import annotations
 BUSY_POLL_SECONDS = 0.005
 EMPTY_POLLS = 4  # empty answers in a row, at doubling intervals, before a busy pool calls itself idle: 75 ms in all
 FULL_SECONDS = 0.2  # of claims that got all they asked for, before an idle pool calls itself busy
+PROMOTE_BATCH = 1000  # the most jobs that one promotion makes ready; see promote.sql
 HINTS_PER_SECOND = 200  # above this the hints are the cost, and polling every few milliseconds is cheaper
 _HINT_SPAN = 0.1
+
+
+def promote_in(promoted: int, next_due_seconds: float | None, poll_interval: float) -> float:
+    """Seconds from a promotion of `promoted` jobs to the next; None: no job is scheduled.
+
+    Jobs that fall due microseconds apart are made ready together: one by one, each would cost a transaction.
+    """
+    if promoted >= PROMOTE_BATCH:
+        return 0.0
+    if next_due_seconds is None:
+        return poll_interval
+    return min(poll_interval, max(next_due_seconds, BUSY_POLL_SECONDS))
 
 
 class Demand:

@@ -14,7 +14,7 @@ import structlog
 from psycopg import AsyncConnection
 
 from roostd.config import PoolConfig
-from roostd.core.demand import Demand
+from roostd.core.demand import Demand, promote_in
 from roostd.core.job import ClaimedJob
 from roostd.core.pool import Pool
 from roostd.master.database import DatabaseGone, Link
@@ -174,8 +174,7 @@ class Claimer:
                 )
 
         promoted, next_in, answers = await self._link.run(poll)
-        interval = self._poll_interval()
-        self._promote_at = now if promoted >= 1000 else now + min(interval, next_in or interval)
+        self._promote_at = now + promote_in(promoted, next_in, self._poll_interval())
         for (run, limit), jobs in zip(asked, answers, strict=True):
             self._took(run, limit, jobs, now)
 

@@ -1,8 +1,18 @@
-"""When a pool asks the database, and when it wants hints. With random schedules in test_simulation."""
+"""When a pool asks for jobs, wants hints, and has due jobs looked for. With random schedules in test_simulation."""
 
 from __future__ import annotations
 
-from roostd.core.demand import BUSY_POLL_SECONDS, EMPTY_POLLS, FULL_SECONDS, HINTS_PER_SECOND, Demand
+import pytest
+
+from roostd.core.demand import (
+    BUSY_POLL_SECONDS,
+    EMPTY_POLLS,
+    FULL_SECONDS,
+    HINTS_PER_SECOND,
+    PROMOTE_BATCH,
+    Demand,
+    promote_in,
+)
 
 POLL_INTERVAL = 1.0
 
@@ -140,3 +150,25 @@ def test_after_a_storm_it_becomes_idle_again_in_the_usual_way() -> None:
         assert not demand.wants_hints
     empty_poll(demand, now)
     assert demand.wants_hints
+
+
+@pytest.mark.parametrize(
+    ("promoted", "next_due_seconds", "wait"),
+    [
+        (0, None, 1.0),
+        (10, None, 1.0),
+        (0, 0.25, 0.25),
+        (0, 5.0, 1.0),
+        (0, 0.000001, 0.005),  # many due microseconds apart: together, not in a transaction each
+        (PROMOTE_BATCH - 1, 0.0, 0.005),
+        (PROMOTE_BATCH, 0.25, 0.0),  # there may be more
+    ],
+)
+def test_due_jobs_are_looked_for_when_the_next_is_due_and_not_more_often_than_a_busy_pool_claims(
+    promoted: int, next_due_seconds: float | None, wait: float
+) -> None:
+    assert promote_in(promoted, next_due_seconds, POLL_INTERVAL) == wait
+
+
+def test_a_poll_interval_below_the_floor_is_kept() -> None:
+    assert promote_in(0, 0.000001, 0.001) == 0.001
