@@ -34,17 +34,36 @@ def kill_tree(pid: int) -> None:
     _signal(pid, signal.SIGKILL)
 
 
-def reap_adopted(ours: set[int]) -> list[int]:
-    """Kills and reaps the processes that this one adopted: what a dead child's job left behind. Returns their pids.
+class Orphans:
+    """The processes that this one adopted: what a dead child's job left behind."""
 
-    `ours` are the direct children that were started on purpose.
-    """
-    adopted = [pid for pid in linux.children_of(os.getpid()) if pid not in ours]
-    for pid in adopted:
-        kill_tree(pid)
-        with contextlib.suppress(ChildProcessError):
-            os.waitpid(pid, os.WNOHANG)
-    return adopted
+    def __init__(self) -> None:
+        self._killed: set[int] = set()  # not reaped yet: dying may take a moment
+
+    def end(self, ours: set[int]) -> list[int]:
+        """Kills those that are new, and reaps the dead; returns the pids of those that it killed.
+
+        `ours` are the direct children that were started on purpose.
+        """
+        killed = []
+        for pid in linux.children_of(os.getpid()):
+            if pid in ours or self._reap(pid):
+                continue
+            if pid not in self._killed:
+                kill_tree(pid)
+                self._killed.add(pid)
+                killed.append(pid)
+                self._reap(pid)
+        return killed
+
+    def _reap(self, pid: int) -> bool:
+        try:
+            if os.waitpid(pid, os.WNOHANG)[0] == 0:
+                return False
+        except ChildProcessError:
+            pass  # it is reaped: the list of our children is not of one moment
+        self._killed.discard(pid)
+        return True
 
 
 def _signal(pid: int, number: int) -> None:

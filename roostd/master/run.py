@@ -39,7 +39,7 @@ from roostd.master import heart
 from roostd.master.children import ChildProcess
 from roostd.master.claimer import Claimer, PoolRun
 from roostd.master.database import DatabaseGone, Link
-from roostd.master.killing import reap_adopted
+from roostd.master.killing import Orphans
 from roostd.master.listener import Listener
 from roostd.master.templates import TemplateProcess, describe_status
 from roostd.master.writer import Writer
@@ -103,6 +103,7 @@ class Master:
         self._spawning: dict[int, str] = {}  # child key -> pool
         self._spawn_generation: dict[int, int] = {}
         self._dying: dict[int, asyncio.TimerHandle] = {}
+        self._orphans = Orphans()
         self._next_key = 1
         self._fruitless = 0  # children in a row that ended without having run a job
         self._respawn_timer: asyncio.TimerHandle | None = None
@@ -779,9 +780,9 @@ class Master:
     def _reap(self) -> None:
         if not self._owns_process:
             return
-        adopted = reap_adopted(self._keep_pids | {template.pid for template in self._templates.values()})
-        if adopted:
-            _log.info("orphan.killed", pids=adopted)
+        killed = self._orphans.end(self._keep_pids | {template.pid for template in self._templates.values()})
+        if killed:
+            _log.info("orphan.killed", pids=killed)
 
     # -- jobs ---------------------------------------------------------------------------------------------------
 
