@@ -38,10 +38,6 @@ class Notifier:
         if usec.isdecimal() and int(usec) > 0 and pid in ("", str(os.getpid())):
             self.watchdog_interval_seconds = int(usec) / 2_000_000
 
-    @property
-    def enabled(self) -> bool:
-        return self._socket is not None
-
     def ready(self, status: str) -> bool:
         """Started, or done reloading."""
         return self._send("READY=1", f"STATUS={_one_line(status)}")

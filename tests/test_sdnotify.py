@@ -65,7 +65,6 @@ def test_a_reload_is_stamped_with_the_monotonic_clock(told: tuple[Notifier, sock
 
 def test_without_a_socket_nothing_happens() -> None:
     notifier = Notifier({})
-    assert not notifier.enabled
     assert not notifier.ready("up")
     assert not notifier.watchdog()
     assert notifier.watchdog_interval_seconds is None
@@ -76,7 +75,6 @@ def test_children_do_not_inherit_what_would_let_them_speak_for_the_daemon(monkey
     monkeypatch.setenv("WATCHDOG_USEC", "30000000")
     monkeypatch.setenv("WATCHDOG_PID", str(os.getpid()))
     notifier = Notifier()
-    assert notifier.enabled
     assert notifier.watchdog_interval_seconds == 15.0
     assert not {"NOTIFY_SOCKET", "WATCHDOG_USEC", "WATCHDOG_PID"} & os.environ.keys()
     notifier.close()

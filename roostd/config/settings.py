@@ -6,8 +6,6 @@ Must not import anything but the standard library.
 
 from __future__ import annotations
 
-import dataclasses
-import json
 import os
 import socket
 from dataclasses import dataclass, field
@@ -117,9 +115,3 @@ class Config:
     handlers: HandlersConfig = field(default_factory=HandlersConfig)
     pools: tuple[PoolConfig, ...] = (PoolConfig(name="default", queues=("default",)),)
     log: LogConfig = field(default_factory=LogConfig)
-
-    def template_settings(self) -> dict[str, Any]:
-        """All but `[database]` as JSON values under the same names: no secret leaves the master."""
-        settings: dict[str, Any] = json.loads(json.dumps(dataclasses.asdict(self), default=str))
-        del settings["database"]
-        return settings

@@ -48,7 +48,6 @@ from roostd.store import statements
 from roostd.wire.frames import Frame, FrameError, FrameKind
 from roostd.wire.packets import close_all
 
-EXIT_OK = 0
 EXIT_UNAVAILABLE = 69  # sysexits.h: EX_UNAVAILABLE, EX_CONFIG
 EXIT_CONFIG = 78
 
@@ -100,8 +99,7 @@ class Master:
         self._pools: dict[str, PoolRun] = {}
         self._children: dict[int, ChildProcess] = {}
         self._templates: dict[int, TemplateProcess] = {}
-        self._spawning: dict[int, str] = {}  # child key -> pool
-        self._spawn_generation: dict[int, int] = {}
+        self._spawning: dict[int, tuple[str, int]] = {}  # child key -> pool, generation
         self._dying: dict[int, asyncio.TimerHandle] = {}
         self._orphans = Orphans()
         self._next_key = 1
@@ -117,7 +115,6 @@ class Master:
         self._tick_timer: asyncio.TimerHandle | None = None
         self._tick_at = 0.0
         self._stopping = False
-        self._quitting = False
         self._stop = asyncio.Event()
         self._quit = asyncio.Event()
         self._all_gone = asyncio.Event()
@@ -588,10 +585,9 @@ class Master:
         for child in self._children.values():
             if child.generation == template.generation:
                 child.loss = child.loss or f"the process that its child was forked from {how}"
-        for key, pool in list(self._spawning.items()):
-            if self._generation_of_spawn(key) == template.generation:
-                self._spawning.pop(key)
-                self._spawn_generation.pop(key, None)
+        for key, (pool, generation) in list(self._spawning.items()):
+            if generation == template.generation:
+                del self._spawning[key]
                 self._pools[pool].pool.starting -= 1
         was_current = template.generation == self._generations.current
         self._drop_template(template)
@@ -605,9 +601,6 @@ class Master:
                 self._begin_generation(self._config)
         self._check_all_gone()
 
-    def _generation_of_spawn(self, key: int) -> int:
-        return self._spawn_generation.get(key, 0)
-
     def _drop_template(self, template: TemplateProcess) -> None:
         if self._templates.pop(template.generation, None) is not None:
             self._loop.remove_reader(template.fileno())
@@ -615,7 +608,7 @@ class Master:
 
     def _drop_unused_templates(self) -> None:
         in_use = {child.generation for child in self._children.values()}
-        in_use |= {self._generation_of_spawn(key) for key in self._spawning}
+        in_use |= {generation for _, generation in self._spawning.values()}
         in_use |= {self._generations.current, self._generations.candidate or 0}
         for template in [t for t in self._templates.values() if t.generation not in in_use]:
             self._drop_template(template)
@@ -658,8 +651,7 @@ class Master:
             for _ in range(min(run.pool.missing_children(), _MAX_SPAWNING - len(self._spawning))):
                 key, self._next_key = self._next_key, self._next_key + 1
                 run.pool.starting += 1
-                self._spawning[key] = run.config.name
-                self._spawn_generation[key] = template.generation
+                self._spawning[key] = (run.config.name, template.generation)
                 template.fork(key, self._child_settings(run.config))
                 self._loop.call_later(_SPAWN_SECONDS, self._check_spawned, template, key)
 
@@ -677,11 +669,10 @@ class Master:
         }
 
     def _on_forked(self, template: TemplateProcess, key: int, pid: int, fds: list[int]) -> None:
-        pool_name = self._spawning.pop(key, None)
-        self._spawn_generation.pop(key, None)
-        if pool_name is None:
+        if key not in self._spawning:
             close_all(fds)
             return
+        pool_name, _ = self._spawning.pop(key)
         run = self._pools[pool_name]
         # Above what a result may take there is still the frame of an error with its traceback.
         cap = max(self._config.worker.max_result_bytes, template.config.worker.max_result_bytes, 262_144)
@@ -700,13 +691,13 @@ class Master:
             self._up.set()
 
     def _on_refused(self, key: int, error: str) -> None:
-        pool_name = self._spawning.pop(key, None)
-        self._spawn_generation.pop(key, None)
+        if key not in self._spawning:
+            return
+        pool_name, _ = self._spawning.pop(key)
         _log.error("child.refused", pool=pool_name, error=error)
-        if pool_name is not None:
-            self._pools[pool_name].pool.starting -= 1
-            self._respawn_later()
-            self._check_all_gone()
+        self._pools[pool_name].pool.starting -= 1
+        self._respawn_later()
+        self._check_all_gone()
 
     def _respawn_later(self) -> None:
         """Starts what is missing, after a pause that grows while children end without having run anything."""

@@ -76,9 +76,6 @@ class TemplateProcess:
         """Asks for a child; the answer is a message "forked" with its descriptors, or "refused"."""
         self._send({"op": "fork", "key": key, "settings": settings})
 
-    def exit_status(self) -> int | None:
-        return self._process.poll()
-
     def describe_exit(self) -> str:
         try:
             status = self._process.wait(timeout=1)

@@ -172,10 +172,6 @@ async def remove_idle(conn: AsyncConnection) -> None:
     await _run(conn, "remove_idle", {})
 
 
-async def paused_queues(conn: AsyncConnection) -> frozenset[str]:
-    return frozenset(row[0] for row in await _run(conn, "paused_queues", {}))
-
-
 async def answer_reload(conn: AsyncConnection, worker_id: UUID, verdict: dict[str, Any]) -> None:
     await _run(conn, "answer_reload", {"id": worker_id, "verdict": json.dumps(verdict)})
 

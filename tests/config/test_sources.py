@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import socket
 from pathlib import Path
@@ -326,13 +325,3 @@ def test_no_representation_of_the_settings_holds_the_dsn(file: Path) -> None:
     loaded = load_file(file, "[database]\ndsn = 'postgresql://app:hunter2@db/shop'")
     assert "hunter2" not in repr(loaded)
     assert "hunter2" not in str(loaded.config)
-
-
-def test_templates_get_everything_but_the_database_as_json(file: Path) -> None:
-    config = load_file(file, "[handlers]\nmodules = ['a']\npythonpath = ['lib']").config
-    settings = config.template_settings()
-    assert json.loads(json.dumps(settings)) == settings
-    assert set(settings) == {"worker", "handlers", "pools", "log"}
-    assert settings["handlers"]["pythonpath"] == [str(file.parent / "lib")]
-    assert settings["pools"][0]["queues"] == ["default"]
-    assert RetryPolicy(**settings["worker"]["retry_strategy"]) == config.worker.retry_strategy

@@ -33,7 +33,8 @@ orphans, killed = Orphans(), []
 deadline = time.monotonic() + 60
 while list(linux.children_of(os.getpid())) and time.monotonic() < deadline:
     killed += orphans.end(set())
-print(json.dumps({"sleeping": [int(pid) for pid in sleeping], "killed": killed, "left": linux.descendants_of(os.getpid())}))
+left = linux.descendants_of(os.getpid())
+print(json.dumps({"sleeping": [int(pid) for pid in sleeping], "killed": killed, "left": left}))
 """
 
 

@@ -132,13 +132,6 @@ def settlement(
     )
 
 
-async def pass_time(conn: Conn, seconds: int = 7200) -> None:
-    """As if the jobs had been scheduled earlier: sets their times back."""
-    for table in ("job_rows", "scheduled"):
-        query: Any = f"UPDATE roost.{table} SET scheduled_at = scheduled_at - make_interval(secs => %s)"
-        await conn.execute(query, (seconds,))
-
-
 def numbered(name: str) -> tuple[Any, list[str]]:
     """A statement with $1, $2… in place of its named parameters, and their names in that order."""
     names = list(dict.fromkeys(re.findall(r"%\((\w+)\)s", statements.SQL[name])))

@@ -114,7 +114,6 @@ def test_a_beat_answers_what_a_lost_notification_may_have_kept_from_the_worker(c
         assert answer.paused == {"p'1", "p2"}
         assert sorted(answer.cancelled_jobs) == [ids[0], ids[2]]
         assert await beat(conn, other) == Beat(None, frozenset({"p'1", "p2"}), (ids[3],))
-        assert await statements.paused_queues(conn) == {"p'1", "p2"}
 
     run(clean_dsn, test)
 
