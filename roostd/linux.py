@@ -6,11 +6,13 @@ import contextlib
 import ctypes
 import os
 import resource
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 
 _PR_SET_PDEATHSIG = 1  # linux/prctl.h
 _PR_SET_CHILD_SUBREAPER = 36
+_KILL_ROUNDS = 20
 
 _libc = ctypes.CDLL(None, use_errno=True)
 
@@ -22,7 +24,7 @@ def _prctl(option: int, value: int) -> None:
 
 
 def die_with_parent(signal_number: int, parent_pid: int) -> bool:
-    """Has the kernel send this process the signal when the parent's forking thread ends.
+    """Has the kernel send this process the signal when the thread of the parent that started it ends.
 
     Returns False when the parent is gone already: the caller must end itself then.
     """
@@ -63,6 +65,33 @@ def descendants_of(pid: int) -> list[int]:
         found += children
         queue += children
     return found
+
+
+def kill_tree(pid: int) -> None:
+    """Kills `pid`, all its descendants and its process group.
+
+    They are stopped first, from the top, so that none can fork meanwhile. Where `pid` adopts orphans, daemons that left
+    its session and group are among its descendants.
+    """
+    stopped: list[int] = []
+    pending = [pid]
+    for _ in range(_KILL_ROUNDS):
+        if not pending:
+            break
+        for process in pending:
+            _signal(process, signal.SIGSTOP)
+        stopped += pending
+        pending = [process for process in descendants_of(pid) if process not in stopped]
+    for process in reversed(stopped[1:]):
+        _signal(process, signal.SIGKILL)
+    with contextlib.suppress(ProcessLookupError, PermissionError):
+        os.killpg(pid, signal.SIGKILL)
+    _signal(pid, signal.SIGKILL)
+
+
+def _signal(pid: int, number: int) -> None:
+    with contextlib.suppress(ProcessLookupError, PermissionError):
+        os.kill(pid, number)
 
 
 def started_ticks_of(pid: int) -> int | None:

@@ -11,7 +11,6 @@ from collections.abc import Sequence
 from roostd import linux
 from roostd.core.job import ClaimedJob
 from roostd.core.outcome import SoftReason
-from roostd.master.killing import kill_tree
 from roostd.wire.frames import Frame, FrameDecoder
 from roostd.wire.packets import PacketReader, close_all, encode_control, encode_job, lease_of, send_packet
 from roostd.wire.signals import DUMP, SOFT
@@ -118,7 +117,7 @@ class ChildProcess:
             signal.pidfd_send_signal(self.pidfd, signal.SIGSTOP)
         except ProcessLookupError:
             return  # it is dead and reaped: the pid may be another process's by now
-        kill_tree(self.pid)
+        linux.kill_tree(self.pid)
 
     def close(self) -> None:
         for sock in (self._jobs, self._jobs_read, self.outcomes, self._control):

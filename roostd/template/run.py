@@ -65,6 +65,10 @@ def main(master_fd: int, master_pid: int) -> NoReturn:
             stream.reconfigure(line_buffering=True)  # type: ignore[union-attr]
     gc.collect()
     gc.freeze()  # what is here now is never garbage: the collector leaves its pages shared
+    # From here on it is able to end by itself when the master is gone, and to take all along that its children started;
+    # it only must not be stopped then.
+    if not linux.die_with_parent(signal.SIGCONT, master_pid):
+        os._exit(0)
     send_message(master, {"op": "ready", "tasks": registry.names(), "warnings": _warnings(registry)})
     _Template(master, reader, registry, settings["open_files"]).serve()
     os._exit(0)
@@ -98,6 +102,15 @@ class _Template:
         self._children: dict[int, tuple[int, int]] = {}  # pidfd -> key, pid
 
     def serve(self) -> None:
+        """Until the master closes the socket, or is gone; then no child may be left, nor anything that one started."""
+        try:
+            with contextlib.suppress(BrokenPipeError, ConnectionResetError):
+                self._serve()
+        finally:
+            for _, pid in self._children.values():
+                linux.kill_tree(pid)
+
+    def _serve(self) -> None:
         self._selector.register(self._master, selectors.EVENT_READ)
         while True:
             for ready, _ in self._selector.select():

@@ -57,6 +57,23 @@ def test_nothing_outlives_a_killed_master_and_its_successor_frees_the_jobs_at_on
     assert jobs.wait(stuck).state == "cancelled"
 
 
+@pytest.mark.parametrize("stopped", [False, True], ids=["template runs", "template is stopped"])
+def test_what_jobs_started_does_not_outlive_a_killed_master_either(
+    start_daemon: StartDaemon, jobs: Jobs, stopped: bool
+) -> None:
+    daemon = start_daemon()
+    keys = ["a", "b"]
+    for key in keys:
+        jobs.add("daemonise", {"key": key})
+    daemons = [int(daemon.wait_text(f"{key}.pid")) for key in keys]
+    assert all(map(is_alive, daemons))
+    if stopped:
+        os.kill(daemon.wait_template(), signal.SIGSTOP)
+    daemon.signal(signal.SIGKILL)
+    eventually(lambda: not any(map(is_alive, daemons)), "end of what the jobs started", seconds=1)
+    daemon.wait_exit()
+
+
 @pytest.mark.skipif(not MACHINE_ID, reason="without a machine id no row is taken for one of this machine")
 def test_a_row_of_another_boot_is_a_predecessors_only_if_it_was_last_heard_of_before_this_boot(
     start_daemon: StartDaemon, jobs: Jobs

@@ -10,7 +10,7 @@ import sys
 _ADOPTER = """
 import json, os, time
 from roostd import linux
-from roostd.master.killing import Orphans
+from roostd.master.orphans import Orphans
 
 linux.adopt_orphans()
 reading, writing = os.pipe()
