@@ -1,0 +1,657 @@
+"""Random histories of two workers, an application and an operator on real PostgreSQL, told beside it by a model.
+
+The model is what the design says in plain Python: after every step all that the database holds is compared with it, and
+every unfinished job must have a way on. MODEL_EXAMPLES=n runs n histories, MODEL_STEPS=n makes them that long,
+MODEL_SEED=n begins with that seed; a failure prints the shortest history that Hypothesis finds for it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+from collections import Counter
+from collections.abc import Coroutine, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
+from typing import Any, NamedTuple, TypeVar
+from uuid import UUID
+
+import psycopg
+import pytest
+from hypothesis import HealthCheck, seed, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import (
+    RuleBasedStateMachine,
+    initialize,
+    invariant,
+    precondition,
+    rule,
+    run_state_machine_as_test,
+)
+from psycopg.rows import dict_row
+
+from roost_client import JobInsert, JobState, JobStateError, Roost, enqueue_many
+from roostd.core.job import ClaimedJob
+from roostd.core.lifecycle import AVAILABLE, CANCELLED, COMPLETED, DISCARDED, EXECUTING, RETRYABLE, TERMINAL
+from roostd.core.outcome import Ending, Report, Settlement, settle
+from roostd.store import statements
+from tests.store.rows import Conn, add_worker, connect
+
+T = TypeVar("T")
+
+EXAMPLES = int(os.environ.get("MODEL_EXAMPLES", "60"))
+STEPS = int(os.environ.get("MODEL_STEPS", "40"))
+FIRST_SEED = int(os.environ.get("MODEL_SEED", "0"))
+BLOCKS = 4
+
+# The statements ask PostgreSQL for the time, and are tested as they are: so it is not the clock that is moved but all
+# that was ever written, back by as much as is to pass. Time passes in steps so long that what a history takes itself
+# is nothing against them: whether a job is due, or a worker stale, does not depend on the machine's speed.
+TICK_SECONDS = 100
+STALE_AFTER = 1.5 * TICK_SECONDS
+MAX_CRASHES = 2
+ERROR_CAP = 3
+QUEUES = ("a", "b")
+FOREVER_TICKS = 1000
+
+LOOK = """
+WITH place AS (
+    SELECT job_id, 'ready' AS name, queue, priority, scheduled_at FROM roost.ready
+    UNION ALL SELECT job_id, 'scheduled', queue, priority, scheduled_at FROM roost.scheduled
+    UNION ALL SELECT c.job_id, 'claims', j.queue, j.priority, j.scheduled_at
+                FROM roost.claims c LEFT JOIN roost.job_rows j ON j.id = c.job_id
+)
+SELECT coalesce(j.id, p.job_id) AS id, p.name AS place, v.queue, v.state, v.priority, v.attempt, v.max_attempts,
+       v.crashes, v.cancel_requested, v.lease, v.worker_id, v.args, v.result,
+       j.state AS state_of_row, j.attempt AS attempt_of_row, j.cancel_requested AS cancel_requested_of_row,
+       coalesce((p.queue, p.priority, p.scheduled_at) = (j.queue, j.priority, j.scheduled_at), true) AS place_agrees,
+       ARRAY(SELECT (e.entry ->> 'attempt')::integer
+               FROM jsonb_array_elements(v.errors) WITH ORDINALITY AS e(entry, position) ORDER BY e.position) AS errors,
+       {ages}
+  FROM roost.job_rows j
+  FULL JOIN place p ON p.job_id = j.id
+  LEFT JOIN roost.jobs v ON v.id = j.id
+ ORDER BY 1
+""".format(
+    ages=", ".join(
+        f"round(extract(epoch FROM now() - v.{column}) / {TICK_SECONDS})::integer AS {column}"
+        for column in ("inserted_at", "scheduled_at", "attempted_at", "completed_at", "cancelled_at", "discarded_at")
+    )
+)
+
+# What a report under an old lease must leave alone, to the version of each row.
+EVERYTHING = " UNION ALL ".join(
+    f"SELECT '{table}', t.ctid::text, t.xmin::text, t.xmax::text, t::text FROM roost.{table} t"
+    for table in ("job_rows", "ready", "scheduled", "claims", "queues", "workers")
+)
+
+
+class Moment(NamedTuple):
+    """When something happened: of two steps in one tick, the later one's time is the later."""
+
+    tick: int
+    step: int
+
+
+class Outcome(NamedTuple):
+    """What a worker reports: `ending` None is a completion; `ticks` the snooze, or the delay of a retry."""
+
+    ending: Ending | None
+    ticks: int
+
+
+@dataclass(slots=True)
+class Claim:
+    lease: int
+    worker_id: UUID
+    attempt: int
+    tick: int
+    cancel_requested: bool = False
+
+
+@dataclass(slots=True)
+class Job:
+    """A job of the model. `state` is what it has while no claim stands; times are in ticks."""
+
+    id: int
+    number: int
+    queue: str
+    priority: int
+    max_attempts: int
+    inserted: int
+    due: Moment
+    place: str | None
+    state: JobState = AVAILABLE
+    attempt: int = 0
+    crashes: int = 0
+    cancel_requested: bool = False
+    attempted: int | None = None
+    ended: int | None = None
+    errors: list[int] = field(default_factory=list)
+    result: Any = None
+    claim: Claim | None = None
+
+    @property
+    def public_state(self) -> JobState:
+        return EXECUTING if self.claim else self.state
+
+
+class World:
+    """The connections that all histories share, and the loop that the stores' ones live in."""
+
+    def __init__(self, dsn: str, runner: asyncio.Runner) -> None:
+        self.runner = runner
+        self.conn = psycopg.connect(dsn, autocommit=True)
+        self.stores = [self.run(connect(dsn)), self.run(connect(dsn))]
+        self.client = Roost(dsn)
+        self.tables: dict[str, list[str]] = {}
+        for table, column in self.conn.execute(
+            "SELECT c.relname, a.attname FROM pg_attribute a JOIN pg_class c ON c.oid = a.attrelid"
+            " WHERE c.relnamespace = 'roost'::regnamespace AND c.relkind = 'r' AND a.attnum > 0"
+            " AND a.atttypid = 'timestamptz'::regtype ORDER BY 1, 2"
+        ):
+            self.tables.setdefault(table, []).append(column)
+
+    def run(self, coroutine: Coroutine[Any, Any, T]) -> T:
+        return self.runner.run(coroutine)
+
+    def close(self) -> None:
+        self.client.close()
+        self.conn.close()
+        for store in self.stores:
+            self.run(store.close())
+
+    def time_passes(self, ticks: int) -> str:
+        """The SQL that sets back every time that the database holds."""
+        interval = f"interval '{ticks * TICK_SECONDS} seconds'"
+        return ";".join(
+            f"UPDATE roost.{table} SET " + ", ".join(f"{column} = {column} - {interval}" for column in columns)
+            for table, columns in self.tables.items()
+        )
+
+    def everything(self) -> list[tuple[Any, ...]]:
+        return sorted(self.conn.execute(EVERYTHING))
+
+
+@contextmanager
+def rolled_back(world: World, store: Conn, *, commit: bool = False) -> Iterator[None]:
+    world.run(_execute(store, "BEGIN"))
+    try:
+        yield
+    finally:
+        world.run(_execute(store, "COMMIT" if commit else "ROLLBACK"))
+
+
+async def _execute(conn: Conn, query: Any) -> None:
+    await conn.execute(query)
+
+
+def decided(claimed: ClaimedJob, outcome: Outcome) -> Settlement:
+    """The settlement that a worker makes of a run's end."""
+    assert outcome.ending
+    seconds = float(outcome.ticks * TICK_SECONDS)
+    report = Report(outcome.ending, "boom", "trace", seconds)
+    return settle(claimed, report, retry_delay=lambda attempt: seconds, max_crashes=MAX_CRASHES)
+
+
+ticks = st.sampled_from([0, 0, 1, 3])
+slots = st.integers(0, 1)
+outcomes = st.builds(Outcome, st.sampled_from([None, None, Ending.FAILED, *Ending]), ticks)
+new_jobs = st.fixed_dictionaries(
+    {
+        "queue": st.sampled_from(QUEUES),
+        "priority": st.integers(-1, 1),
+        "max_attempts": st.integers(1, 3),
+        "ticks": st.sampled_from([None, None, -1, 1, 3]),
+    }
+)
+
+
+class Histories(RuleBasedStateMachine):
+    """Steps that can follow each other in any order. Two workers, the slots, each with a connection of its own."""
+
+    def __init__(self, world: World) -> None:
+        super().__init__()
+        self.world = world
+        self.tick = 0
+        self.step = 0
+        self.jobs: dict[int, Job] = {}
+        self.granted: list[ClaimedJob] = []  # every claim there ever was
+        self.highest_lease = 0
+        self.paused: set[str] = set()
+        self.last_seen: dict[UUID, int] = {}  # tick of the last heartbeat by worker row
+        self.workers: list[UUID] = []  # which worker each slot is; without a row it was declared dead
+        self.revived: set[int] = set()
+        self.terminal: set[int] = set()
+
+    # -- what the model makes of it
+
+    def moment(self, ticks: int = 0) -> Moment:
+        self.step += 1
+        return Moment(self.tick + ticks, self.step)
+
+    def place(self, job: Job, due: Moment) -> None:
+        job.due, job.place = due, "ready" if due.tick <= self.tick else "scheduled"
+
+    def finish(self, job: Job, state: JobState) -> None:
+        job.state, job.place, job.ended = state, None, self.tick
+
+    def restart(self, job: Job, moment: Moment) -> None:
+        job.state, job.attempt, job.crashes, job.cancel_requested, job.ended = AVAILABLE, 0, 0, False, None
+        self.place(job, moment)
+        self.revived.add(job.id)
+
+    def standing(self, claimed: ClaimedJob) -> Job | None:
+        """The job whose claim is this very one."""
+        job = self.jobs[claimed.id]
+        return job if job.claim and job.claim.lease == claimed.lease else None
+
+    def claimed(self) -> list[Job]:
+        return [job for job in self.jobs.values() if job.claim]
+
+    def next_ready(self, worker_id: UUID, queues: Sequence[str], limit: int) -> list[Job]:
+        if worker_id not in self.last_seen:
+            return []
+        able = [
+            j for j in self.jobs.values() if j.place == "ready" and j.queue in queues and j.queue not in self.paused
+        ]
+        return sorted(able, key=lambda job: (job.priority, job.due, job.id))[:limit]
+
+    def end_run(self, job: Job, outcome: Outcome, moment: Moment) -> JobState:
+        """What the design says of the end of a run, in the words of the lifecycle."""
+        claim, ending = job.claim, outcome.ending
+        assert claim
+        due = job.due
+        match ending:
+            case None:
+                state = COMPLETED
+            case Ending.RELEASED:
+                state = job.state
+            case Ending.SNOOZED:
+                state, due = AVAILABLE, moment._replace(tick=self.tick + outcome.ticks)
+            case Ending.CANCELLED:
+                state = CANCELLED
+            case Ending.CRASHED if job.crashes + 1 >= MAX_CRASHES:
+                state = DISCARDED
+            case _ if claim.attempt >= job.max_attempts:
+                state = DISCARDED
+            case Ending.LOST:
+                state, due = RETRYABLE, moment
+            case _:
+                state, due = RETRYABLE, moment._replace(tick=self.tick + outcome.ticks)
+        if claim.cancel_requested and state not in (COMPLETED, DISCARDED):
+            state = CANCELLED
+        job.claim, job.cancel_requested = None, claim.cancel_requested
+        job.crashes += ending is Ending.CRASHED
+        if ending not in (Ending.RELEASED, Ending.SNOOZED):
+            job.attempt, job.attempted = claim.attempt, claim.tick
+            if ending is not None:
+                job.errors = [*job.errors, claim.attempt][-ERROR_CAP:]
+        if state in TERMINAL:
+            self.finish(job, state)
+        else:
+            job.state = state
+            self.place(job, due)
+        return state
+
+    # -- the application
+
+    def add(self, ids: Sequence[int], numbers: Sequence[int], new: Sequence[dict[str, Any]], moment: Moment) -> None:
+        for job_id, number, fields in zip(ids, numbers, new, strict=True):
+            job = Job(
+                id=job_id,
+                number=number,
+                queue=fields["queue"],
+                priority=fields["priority"],
+                max_attempts=fields["max_attempts"],
+                inserted=self.tick,
+                due=moment,
+                place=None,
+            )
+            self.place(job, moment._replace(tick=self.tick + (fields["ticks"] or 0)))
+            self.jobs[job_id] = job
+
+    def insertion(self, number: int, fields: dict[str, Any], now: datetime) -> dict[str, Any]:
+        later = None if fields["ticks"] is None else now + timedelta(seconds=fields["ticks"] * TICK_SECONDS)
+        rest = {name: value for name, value in fields.items() if name != "ticks"}
+        return {"task": "t", "args": {"number": number}, "scheduled_at": later, **rest}
+
+    @rule(fields=new_jobs)
+    def enqueue(self, fields: dict[str, Any]) -> None:
+        number = len(self.jobs)
+        job_id = self.world.client.enqueue(**self.insertion(number, fields, datetime.now(UTC)), conn=self.world.conn)
+        self.add([job_id], [number], [fields], self.moment())
+
+    @rule(new=st.lists(new_jobs, min_size=1, max_size=5))
+    def enqueue_many(self, new: list[dict[str, Any]]) -> None:
+        first, now = len(self.jobs), datetime.now(UTC)
+        numbers = range(first, first + len(new))
+        jobs = [JobInsert(**self.insertion(n, fields, now)) for n, fields in zip(numbers, new, strict=True)]
+        assert enqueue_many(jobs, conn=self.world.conn) == len(new)
+        query = "SELECT id FROM roost.job_rows WHERE (args ->> 'number')::integer >= %s ORDER BY id"
+        self.add([row[0] for row in self.world.conn.execute(query, (first,))], numbers, new, self.moment())
+
+    @precondition(lambda self: self.jobs)
+    @rule(data=st.data())
+    def cancel(self, data: st.DataObject) -> None:
+        job = self.jobs[data.draw(st.sampled_from(sorted(self.jobs)))]
+        if job.claim:
+            job.claim.cancel_requested = True
+        elif job.state not in TERMINAL:
+            job.cancel_requested = True
+            self.finish(job, CANCELLED)
+        assert self.world.client.cancel(job.id, conn=self.world.conn) == job.public_state
+
+    # -- the operator
+
+    @precondition(lambda self: self.jobs)
+    @rule(data=st.data())
+    def retry(self, data: st.DataObject) -> None:
+        job = self.jobs[data.draw(st.sampled_from(sorted(self.jobs)))]
+        before = job.public_state
+        if before in (COMPLETED, EXECUTING):
+            with pytest.raises(JobStateError):
+                self.world.client.retry(job.id, conn=self.world.conn)
+            return
+        assert self.world.client.retry(job.id, conn=self.world.conn) == before
+        if before in TERMINAL:
+            self.restart(job, self.moment())
+        elif job.place == "scheduled":
+            self.place(job, self.moment())
+
+    @precondition(lambda self: any(job.state is DISCARDED for job in self.jobs.values()))
+    @rule(queue=st.sampled_from([None, *QUEUES]), limit=st.sampled_from([None, 1, 2]))
+    def requeue_discarded(self, queue: str | None, limit: int | None) -> None:
+        found = [job for job in self.jobs.values() if job.state is DISCARDED and queue in (None, job.queue)][:limit]
+        assert self.world.client.requeue_discarded(queue, limit=limit, conn=self.world.conn) == len(found)
+        moment = self.moment()
+        for job in found:
+            self.restart(job, moment)
+
+    @rule(queue=st.sampled_from(QUEUES))
+    def pause(self, queue: str) -> None:
+        self.world.client.pause_queue(queue, conn=self.world.conn)
+        self.paused.add(queue)
+
+    @precondition(lambda self: self.paused)
+    @rule(queue=st.sampled_from(QUEUES))
+    def resume(self, queue: str) -> None:
+        self.world.client.resume_queue(queue, conn=self.world.conn)
+        self.paused.discard(queue)
+
+    # -- the workers
+
+    @initialize()
+    def start(self) -> None:
+        self.world.conn.execute(
+            "TRUNCATE roost.job_rows, roost.ready, roost.scheduled, roost.claims, roost.queues, roost.workers,"
+            " roost.idle_workers"
+        )
+        self.workers = [self.register(0), self.register(1)]
+
+    def register(self, slot: int) -> UUID:
+        worker_id = self.world.run(add_worker(self.world.stores[slot], queues=list(QUEUES)))
+        self.last_seen[worker_id] = self.tick
+        return worker_id
+
+    def ask(self, slot: int, queues: Sequence[str], limit: int) -> tuple[list[ClaimedJob], list[Job]]:
+        """Has a worker claim, and compares what it gets; in the model nothing is claimed yet."""
+        expected = self.next_ready(self.workers[slot], queues, limit)
+        got = self.world.run(statements.claim(self.world.stores[slot], self.workers[slot], queues, limit))
+        assert [
+            (j.id, j.attempt, j.max_attempts, j.crashes, j.timeout_seconds, j.queue, j.task, json.loads(j.args))
+            for j in got
+        ] == [
+            (j.id, j.attempt + 1, j.max_attempts, j.crashes, None, j.queue, "t", {"number": j.number}) for j in expected
+        ]
+        leases = [job.lease for job in got]
+        assert sorted(set(leases)) == leases
+        assert not leases or leases[0] > self.highest_lease
+        self.highest_lease = max(leases, default=self.highest_lease)
+        return got, expected
+
+    def grant(self, slot: int, got: Sequence[ClaimedJob], jobs: Sequence[Job]) -> None:
+        for claimed, job in zip(got, jobs, strict=True):
+            job.claim, job.place = Claim(claimed.lease, self.workers[slot], job.attempt + 1, self.tick), "claims"
+        self.granted += got
+
+    @rule(slot=slots, queues=st.sampled_from([QUEUES, QUEUES, ("a",), ("b", "c")]), limit=st.integers(1, 5))
+    def claim(self, slot: int, queues: Sequence[str], limit: int) -> None:
+        self.grant(slot, *self.ask(slot, queues, limit))
+
+    @precondition(lambda self: any(job.place == "ready" for job in self.jobs.values()))
+    @rule(slot=slots, limits=st.tuples(st.integers(1, 3), st.integers(1, 3)), commit=st.booleans())
+    def claim_while_another_claim_is_under_way(self, slot: int, limits: tuple[int, int], commit: bool) -> None:
+        with rolled_back(self.world, self.world.stores[slot], commit=commit):
+            got, jobs = self.ask(slot, QUEUES, limits[0])
+            # Until its end a claim holds the first of each queue, even those that it leaves to the others in the end.
+            held = [job for queue in QUEUES for job in self.next_ready(self.workers[slot], [queue], limits[0])]
+            for job in held:
+                job.place = "held"
+            self.grant(1 - slot, *self.ask(1 - slot, QUEUES, limits[1]))
+        for job in held:
+            job.place = "ready"
+        if commit:
+            self.grant(slot, got, jobs)
+
+    @rule(slot=slots)
+    def heartbeat(self, slot: int) -> None:
+        worker_id = self.workers[slot]
+        beat = self.world.run(
+            statements.heartbeat(
+                self.world.stores[slot], worker_id, inflight=0, queues=list(QUEUES), concurrency=4, metadata={}
+            )
+        )
+        own = [(job.id, job.claim) for job in self.jobs.values() if job.claim and job.claim.worker_id == worker_id]
+        listed = self.world.run(statements.list_claims(self.world.stores[slot], worker_id))
+        assert sorted(listed) == [(job_id, claim.lease) for job_id, claim in own]
+        if worker_id in self.last_seen:
+            self.last_seen[worker_id] = self.tick
+            assert beat is not None
+            cancelled = tuple(job_id for job_id, claim in own if claim.cancel_requested)
+            assert beat.paused == self.paused
+            assert sorted(beat.cancelled_jobs) == list(cancelled)
+        else:
+            assert beat is None
+
+    @rule(slot=slots, known_dead=st.booleans())
+    def crash(self, slot: int, known_dead: bool) -> None:
+        """A worker dies and starts anew; where its predecessor's death can be told, it removes that one's row."""
+        gone = self.workers[slot]
+        self.workers[slot] = self.register(slot)
+        if known_dead:
+            self.world.run(statements.remove_workers(self.world.stores[slot], [gone]))
+            self.last_seen.pop(gone, None)
+
+    def report(self, slot: int, batch: Sequence[tuple[ClaimedJob, Outcome]]) -> None:
+        """Writes what became of claims, as master/writer.py does: completions and settlements, a statement each."""
+        store = self.world.stores[slot]
+        completions = [claimed for claimed, outcome in batch if outcome.ending is None]
+        if completions:
+            moment, expected = self.moment(), set()
+            for claimed in completions:
+                if job := self.standing(claimed):
+                    self.end_run(job, Outcome(None, 0), moment)
+                    job.result = {"of": claimed.lease}
+                    expected.add(claimed.lease)
+            results = [json.dumps({"of": claimed.lease}) for claimed in completions]
+            ids, leases = [claimed.id for claimed in completions], [claimed.lease for claimed in completions]
+            assert self.world.run(statements.complete(store, ids, leases, results)) == expected
+        endings = [(claimed, outcome) for claimed, outcome in batch if outcome.ending is not None]
+        if endings:
+            rows = [decided(claimed, outcome) for claimed, outcome in endings]
+            moment = self.moment()
+            states = {
+                claimed.lease: self.end_run(job, outcome, moment)
+                for claimed, outcome in endings
+                if (job := self.standing(claimed))
+            }
+            assert self.world.run(statements.settle(store, rows, ERROR_CAP)) == states
+
+    def draw_batch(self, data: st.DataObject, claims: Sequence[ClaimedJob]) -> list[tuple[ClaimedJob, Outcome]]:
+        some = st.lists(st.sampled_from(claims), min_size=1, max_size=4, unique_by=lambda claimed: claimed.lease)
+        return [(claimed, data.draw(outcomes)) for claimed in data.draw(some)]
+
+    def live(self) -> list[ClaimedJob]:
+        return [claimed for claimed in self.granted if self.standing(claimed)]
+
+    def over(self) -> list[ClaimedJob]:
+        return [claimed for claimed in self.granted if not self.standing(claimed)]
+
+    @precondition(lambda self: self.live())
+    @rule(data=st.data(), slot=slots)
+    def report_what_runs(self, data: st.DataObject, slot: int) -> None:
+        self.report(slot, self.draw_batch(data, self.live()))
+
+    @precondition(lambda self: self.live() and self.over())
+    @rule(data=st.data(), slot=slots)
+    def report_early_and_late(self, data: st.DataObject, slot: int) -> None:
+        self.report(slot, self.draw_batch(data, self.granted))
+
+    @precondition(lambda self: self.over())
+    @rule(data=st.data(), slot=slots)
+    def replay(self, data: st.DataObject, slot: int) -> None:
+        before = self.world.everything()
+        self.report(slot, self.draw_batch(data, self.over()))
+        assert self.world.everything() == before
+
+    # -- time, and what is done about it
+
+    @rule(ticks=st.integers(1, 3))
+    def time_passes(self, ticks: int) -> None:
+        self.world.conn.execute(self.world.time_passes(ticks).encode())
+        self.tick += ticks
+
+    @rule(slot=slots)
+    def promote(self, slot: int) -> None:
+        jobs, next_in_seconds = self.world.run(statements.promote(self.world.stores[slot]))
+        due = [job for job in self.jobs.values() if job.place == "scheduled" and job.due.tick <= self.tick]
+        assert jobs == len(due)
+        for job in due:
+            job.place = "ready"
+        left = [job.due.tick - self.tick for job in self.jobs.values() if job.place == "scheduled"]
+        assert (next_in_seconds is None) == (not left)
+        if left:
+            assert next_in_seconds is not None
+            assert round(next_in_seconds / TICK_SECONDS) == min(left)
+
+    @rule(slot=slots)
+    def remove_stale_workers(self, slot: int) -> None:
+        removed = self.world.run(statements.remove_stale_workers(self.world.stores[slot], STALE_AFTER))
+        stale = {id for id, tick in self.last_seen.items() if (self.tick - tick) * TICK_SECONDS > STALE_AFTER}
+        assert {worker.id for worker in removed} == stale
+        for worker_id in stale:
+            del self.last_seen[worker_id]
+
+    @rule(slot=slots)
+    def rescue(self, slot: int) -> None:
+        lost = [job for job in self.claimed() if job.claim and job.claim.worker_id not in self.last_seen]
+        moment = self.moment()
+        states = {job.id: self.end_run(job, Outcome(Ending.LOST, 0), moment) for job in lost}
+        for job in lost:
+            job.due = moment  # of ended jobs too
+        freed = self.world.run(statements.rescue(self.world.stores[slot], reason="gone", error_cap=ERROR_CAP))
+        assert freed == states
+
+    # -- what must hold after each step
+
+    @invariant()
+    def the_database_holds_what_the_model_does(self) -> None:
+        with self.world.conn.cursor(row_factory=dict_row) as cursor:
+            found = cursor.execute(LOOK).fetchall()
+        assert found == [self.shown(job) for _, job in sorted(self.jobs.items())]
+        terminal = {row["id"] for row in found if row["state"] in TERMINAL}
+        assert self.terminal - terminal <= self.revived, "a finished job was moved by other than an operator"
+        self.terminal = terminal
+        self.revived.clear()
+
+    @invariant()
+    def no_job_is_lost_or_counted_twice(self) -> None:
+        counts = Counter((job.queue, job.public_state) for job in self.jobs.values())
+        status = self.world.client.status(conn=self.world.conn)
+        assert {(q, state): n for q, states in status.items() for state, n in states.items() if n} == counts
+        assert sum(n for states in status.values() for n in states.values()) == len(self.jobs)
+
+    @invariant()
+    def every_unfinished_job_has_a_way_on(self) -> None:
+        """Once long enough has passed, the queues are resumed and a worker is there, every one of them is claimed."""
+        if self.workers:
+            with rolled_back(self.world, self.world.stores[0]):
+                self.world.run(self.move_on())
+
+    async def move_on(self) -> None:
+        store = self.world.stores[0]
+        unfinished = {job.id: job for job in self.jobs.values() if job.state not in TERMINAL}
+        await store.execute(self.world.time_passes(FOREVER_TICKS).encode())
+        assert (await statements.promote(store))[0] == sum(job.place == "scheduled" for job in unfinished.values())
+        assert {w.id for w in await statements.remove_stale_workers(store, STALE_AFTER)} == self.last_seen.keys()
+        freed = await statements.rescue(store, reason="gone", error_cap=ERROR_CAP)
+        assert freed.keys() == {job.id for job in self.claimed()}
+        left = unfinished.keys() - {job_id for job_id, state in freed.items() if state in TERMINAL}
+        able = {job_id for job_id in left if unfinished[job_id].queue not in self.paused}
+        worker_id = await add_worker(store)
+        assert {job.id for job in await statements.claim(store, worker_id, QUEUES, len(left) + 1)} == able
+        await store.execute("UPDATE roost.queues SET paused = false")
+        assert {job.id for job in await statements.claim(store, worker_id, QUEUES, len(left) + 1)} == left - able
+
+    def shown(self, job: Job) -> dict[str, Any]:
+        """The row of LOOK that stands for the job."""
+        claim = job.claim
+
+        def age(tick: int | None) -> int | None:
+            return None if tick is None else self.tick - tick
+
+        return {
+            "id": job.id,
+            "place": job.place,
+            "queue": job.queue,
+            "state": job.public_state,
+            "priority": job.priority,
+            "attempt": claim.attempt if claim else job.attempt,
+            "max_attempts": job.max_attempts,
+            "crashes": job.crashes,
+            "cancel_requested": claim.cancel_requested if claim else job.cancel_requested,
+            "lease": claim.lease if claim else None,
+            "worker_id": claim.worker_id if claim else None,
+            "args": {"number": job.number},
+            "result": job.result,
+            "state_of_row": job.state,
+            "attempt_of_row": job.attempt,
+            "cancel_requested_of_row": job.cancel_requested,
+            "place_agrees": True,
+            "errors": job.errors,
+            "inserted_at": age(job.inserted),
+            "scheduled_at": age(job.due.tick),
+            "attempted_at": age(claim.tick if claim else job.attempted),
+            "completed_at": age(job.ended) if job.state is COMPLETED else None,
+            "cancelled_at": age(job.ended) if job.state is CANCELLED else None,
+            "discarded_at": age(job.ended) if job.state is DISCARDED else None,
+        }
+
+
+@pytest.fixture(scope="module")
+def world(shared_dsn: str) -> Iterator[World]:
+    with asyncio.Runner() as runner:
+        world = World(shared_dsn, runner)
+        yield world
+        world.close()
+
+
+@pytest.mark.timeout(600 + 10 * EXAMPLES)  # what Hypothesis takes to shorten a history that fails
+@pytest.mark.parametrize("block_seed", range(FIRST_SEED, FIRST_SEED + BLOCKS))
+def test_the_database_and_the_model_agree_in_random_histories(world: World, block_seed: int) -> None:
+    def histories() -> Histories:
+        return Histories(world)
+
+    run_state_machine_as_test(
+        seed(block_seed)(histories),  # type: ignore[arg-type]  # it only calls what it is given
+        settings=settings(
+            max_examples=-(-EXAMPLES // BLOCKS),
+            stateful_step_count=STEPS,
+            deadline=None,
+            database=None,  # the seed finds it again
+            suppress_health_check=list(HealthCheck),
+        ),
+    )
