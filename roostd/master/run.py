@@ -151,7 +151,7 @@ class Master:
         dsn = self._config.database.dsn
         assert dsn is not None, "load() or the embedded server has set it"
         self._claim_link = Link(dsn, "claim", session=statements.SESSION)
-        self._write_link = Link(dsn, "write", session=statements.SESSION)
+        self._write_link = Link(dsn, "write", session=statements.WRITE_SESSION)
         self._beat_link = Link(dsn, "heartbeat", timeout_seconds=max(1.0, self._config.worker.heartbeat_interval))
         self._listen_link = Link(dsn, "listen", timeout_seconds=20.0)
         retry = self._config.database.listen_reconnect_delay
@@ -382,15 +382,23 @@ class Master:
 
     async def _write_the_rest(self) -> None:
         """Writes what is left, for as long as somebody may be expected to wait for it."""
-        try:
+        self._notifier.extend_timeout(20)
+        with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(10.0):
                 await self._writer.wait_empty()
+        if pending := self._writer.pending:
+            locked = self._writer.locked_jobs()
+            _log.error("outcomes.unwritten", pending=pending, locked_jobs=locked, error="not written within 10 s")
+            if len(locked) < pending:
+                return
+        try:
+            async with asyncio.timeout(5.0):
                 await self._beat_link.run(lambda conn: statements.remove_workers(conn, [self._worker_id]))
                 # What was claimed by a statement whose answer nobody waited for.
                 await heart.rescue(self._beat_link, self._config.worker.error_cap, "the worker was stopped")
                 await self._beat_link.run(statements.remove_idle)
         except (TimeoutError, DatabaseGone, psycopg.Error) as error:
-            _log.error("outcomes.unwritten", pending=self._writer.pending, error=str(error) or type(error).__name__)
+            _log.error("worker.not_removed", error=str(error) or type(error).__name__)
 
     def _on_broken_callback(self, loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
         """A callback that fails has left things half done: end, so that a new start can put them right."""

@@ -1,4 +1,5 @@
-"""Writes outcomes in batches, keeps them while the database is away, and finds the one bad row that spoils a batch.
+"""Writes outcomes in batches, keeps them while the database is away, finds the one bad row that spoils a batch, and
+lets no batch wait for a claim that another transaction has locked.
 
 An outcome leaves this list only when the database has acknowledged it. Repeating a batch whose answer was lost is
 harmless: every row is guarded by its lease.
@@ -7,11 +8,15 @@ harmless: every row is guarded by its lease.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Sequence
+import contextlib
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from itertools import chain
+from typing import TypeVar
 
 import psycopg
 import structlog
+from psycopg import AsyncConnection
 
 from roost_client import JobState
 from roostd.core.job import ClaimedJob
@@ -22,6 +27,7 @@ from roostd.store import statements
 MAX_BATCH = 500
 # What a row may be to blame for: a value, a constraint, a limit. Not the schema and not privileges: those are kept for.
 _ROW_ERRORS = (psycopg.DataError, psycopg.IntegrityError, psycopg.errors.ProgramLimitExceeded)
+_LOCKED_SECONDS = (0.05, 1.0)  # the first pause before what is locked is tried again, doubled up to the longest
 _log = structlog.get_logger()
 
 
@@ -31,6 +37,18 @@ class Completion:
 
     job: ClaimedJob
     result: str | None
+
+    @property
+    def job_id(self) -> int:
+        return self.job.id
+
+    @property
+    def lease(self) -> int:
+        return self.job.lease
+
+
+T = TypeVar("T")
+Outcome = TypeVar("Outcome", Completion, Settlement)
 
 
 class Writer:
@@ -51,6 +69,10 @@ class Writer:
         self._on_settled = on_settled
         self._completions: list[Completion] = []
         self._settlements: list[Settlement] = []
+        self._aside: list[Completion | Settlement] = []  # found locked, until _again_at
+        self._again_at: float | None = None
+        self._pause_seconds = _LOCKED_SECONDS[0]
+        self._locked: set[int] = set()  # the leases found locked when last tried, put aside or not
         self._due_at: float | None = None
         self._repeating = False
         self._wake = asyncio.Event()
@@ -60,10 +82,21 @@ class Writer:
 
     @property
     def pending(self) -> int:
+        return self._queued + len(self._aside)
+
+    @property
+    def _queued(self) -> int:
         return len(self._completions) + len(self._settlements)
 
+    def _outcomes(self) -> Iterator[Completion | Settlement]:
+        return chain(self._completions, self._settlements, self._aside)
+
     def pending_leases(self) -> set[int]:
-        return {c.job.lease for c in self._completions} | {s.lease for s in self._settlements}
+        return {outcome.lease for outcome in self._outcomes()}
+
+    def locked_jobs(self) -> list[int]:
+        """The jobs whose outcome waits for another transaction to end."""
+        return [outcome.job_id for outcome in self._outcomes() if outcome.lease in self._locked]
 
     def complete(self, job: ClaimedJob, result: str | None) -> None:
         self._completions.append(Completion(job, result))
@@ -76,7 +109,9 @@ class Writer:
         if not self.pending:
             return
         self._empty.clear()
-        due_at = self._loop.time() + (seconds if self.pending < MAX_BATCH else 0)
+        if not self._queued:
+            return
+        due_at = self._loop.time() + (seconds if self._queued < MAX_BATCH else 0)
         if self._due_at is None or due_at < self._due_at:
             self._due_at = due_at
             self._wake.set()
@@ -89,26 +124,27 @@ class Writer:
     async def run(self) -> None:
         while True:
             await self._wait_due()
+            self._take_up_again()
             try:
                 while self._completions or self._settlements:
                     await self._write_completions(self._completions[:MAX_BATCH])
                     await self._write_settlements(self._settlements[:MAX_BATCH])
-                    if self.pending < MAX_BATCH:
+                    if self._queued < MAX_BATCH:
                         break
             except (DatabaseGone, psycopg.Error) as error:
                 _log.warning("outcomes.kept", pending=self.pending, error=str(error))
                 self._repeating = True
                 await asyncio.sleep(self._retry_seconds)
                 self.flush_within(0)
-            if self.pending:
+            if self._queued:
                 self.flush_within(0.005)
-            else:
+            elif not self._aside:
                 self._empty.set()
 
     async def _wait_due(self) -> None:
-        while self._due_at is None or self._due_at > self._loop.time():
+        while (at := self._next_at()) is None or at > self._loop.time():
             self._wake.clear()
-            timeout = None if self._due_at is None else self._due_at - self._loop.time()
+            timeout = None if at is None else at - self._loop.time()
             try:
                 async with asyncio.timeout(timeout):
                     await self._wake.wait()
@@ -116,15 +152,67 @@ class Writer:
                 break
         self._due_at = None
 
+    def _next_at(self) -> float | None:
+        return min((at for at in (self._due_at, self._again_at) if at is not None), default=None)
+
+    def _take_up_again(self) -> None:
+        if self._again_at is None or self._again_at > self._loop.time():
+            return
+        for outcome in self._aside:
+            match outcome:
+                case Completion():
+                    self._completions.append(outcome)
+                case Settlement():
+                    self._settlements.append(outcome)
+        self._aside.clear()
+        self._again_at = None
+        self._pause_seconds = min(2 * self._pause_seconds, _LOCKED_SECONDS[1])
+
+    async def _write(
+        self, batch: Sequence[Outcome], write: Callable[[AsyncConnection, Sequence[Outcome]], Awaitable[T]]
+    ) -> tuple[T, list[Outcome]]:
+        """What `write` answers, and what was left out of the batch because another transaction has locked its claim.
+
+        Looking which claims are locked makes a completion half as dear again; so the batch is sent as it is until one
+        comes back from a lock, and after that until nothing is known to be locked any more.
+        """
+
+        async def attempt(conn: AsyncConnection) -> tuple[T, list[Outcome]]:
+            if not self._locked:
+                with contextlib.suppress(psycopg.errors.LockNotAvailable):
+                    return await write(conn, batch), []
+            async with conn.transaction():
+                # From here on only a table's lock is waited for, which nothing could be written without.
+                await conn.execute("SET LOCAL lock_timeout = 0")
+                locked = await statements.lock_claims(conn, [o.job_id for o in batch], [o.lease for o in batch])
+                answer = await write(conn, [o for o in batch if o.lease not in locked])
+            return answer, [o for o in batch if o.lease in locked]
+
+        return await self._link.run(attempt)
+
+    def _put_aside(self, batch: Sequence[Outcome], locked: Sequence[Outcome]) -> None:
+        """Takes note of which of the batch are locked; those are tried again by and by, whatever else is written."""
+        found = [outcome.job_id for outcome in locked if outcome.lease not in self._locked]
+        if found:
+            reason = "a transaction that is still open has locked their claims, as a cancel does"
+            _log.warning("outcomes.locked", jobs=found, reason=reason)
+        self._locked.difference_update(outcome.lease for outcome in batch)
+        self._locked.update(outcome.lease for outcome in locked)
+        if not self._locked:
+            self._pause_seconds = _LOCKED_SECONDS[0]
+        self._aside += locked
+        if self._aside and self._again_at is None:
+            self._again_at = self._loop.time() + self._pause_seconds
+
     async def _write_completions(self, batch: Sequence[Completion]) -> None:
         if not batch:
             return
-        jobs = [completion.job for completion in batch]
         try:
-            ours = await self._link.run(
-                lambda conn: statements.complete(
-                    conn, [job.id for job in jobs], [job.lease for job in jobs], [c.result for c in batch]
-                )
+            ours, locked = await self._write(
+                batch,
+                lambda conn, free: statements.complete(
+                    conn, [c.job_id for c in free], [c.lease for c in free], [c.result for c in free]
+                ),
             )
         except _ROW_ERRORS as error:
             if len(batch) > 1:
@@ -133,20 +221,22 @@ class Writer:
                 await self._write_completions(batch[half:])
                 return
             text = f"{type(error).__name__}: the database refused the result: {error}".replace("\x00", "")
-            self._settlements.append(self._decide(jobs[0], Report(Ending.FAILED, text)))
+            self._settlements.append(self._decide(batch[0].job, Report(Ending.FAILED, text)))
             del self._completions[:1]
             return
         del self._completions[: len(batch)]
+        self._put_aside(batch, locked)
         self.written += len(ours)
         repeated, self._repeating = self._repeating, False
-        if len(ours) < len(batch) and not repeated:  # a repeated one may have been written the first time
-            self._report_lost([job for job in jobs if job.lease not in ours])
+        if len(ours) + len(locked) < len(batch) and not repeated:  # a repeated one may have been written the first time
+            kept = ours.union(completion.lease for completion in locked)
+            self._report_lost([completion.job for completion in batch if completion.lease not in kept])
 
     async def _write_settlements(self, batch: Sequence[Settlement]) -> None:
         if not batch:
             return
         try:
-            ours = await self._link.run(lambda conn: statements.settle(conn, batch, self._error_cap()))
+            ours, locked = await self._write(batch, lambda conn, free: statements.settle(conn, free, self._error_cap()))
         except _ROW_ERRORS as error:
             if len(batch) > 1:
                 half = len(batch) // 2
@@ -157,10 +247,12 @@ class Writer:
             plain = error_entry("the database refused the error's own text", "")
             if batch[0].error in (None, plain):
                 del self._settlements[:1]  # nothing left to leave out; the claim is freed when this worker ends
+                self._locked.discard(batch[0].lease)
             else:
                 self._settlements[0] = replace(batch[0], error=plain)
             return
         del self._settlements[: len(batch)]
+        self._put_aside(batch, locked)
         self.written += len(ours)
         for settlement in batch:
             state = ours.get(settlement.lease)

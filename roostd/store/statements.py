@@ -33,6 +33,9 @@ SESSION = (
     "SET enable_material = off; SET jit = off; SET plan_cache_mode = force_generic_plan; "
     "SET max_parallel_workers_per_gather = 0"
 )
+# Of the connection that writes outcomes: as long as a batch may wait for a cancel that commits at once. Shorter than
+# deadlock_timeout: where two wait for each other it is the worker that gives way, never the application.
+WRITE_SESSION = SESSION + "; SET lock_timeout = '50ms'"
 
 
 async def claim(conn: AsyncConnection, worker_id: UUID, queues: Sequence[str], limit: int) -> list[ClaimedJob]:
@@ -44,7 +47,10 @@ async def claim(conn: AsyncConnection, worker_id: UUID, queues: Sequence[str], l
 async def complete(
     conn: AsyncConnection, job_ids: Sequence[int], leases: Sequence[int], results: Sequence[str | None]
 ) -> set[int]:
-    """Completes claims; returns the leases that were still ours. `results` are JSON texts."""
+    """Completes claims; returns the leases that were still ours. `results` are JSON texts.
+
+    Raises LockNotAvailable, here and in settle, when another transaction keeps a claim locked past lock_timeout.
+    """
     parameters = {
         "job_ids": _bigints(job_ids),
         "leases": _bigints(leases),
@@ -66,6 +72,12 @@ async def settle(conn: AsyncConnection, settlements: Sequence[Settlement], error
         "error_cap": error_cap,
     }
     return {lease: JobState(state) for lease, state in await _run(conn, "settle", parameters)}
+
+
+async def lock_claims(conn: AsyncConnection, job_ids: Sequence[int], leases: Sequence[int]) -> set[int]:
+    """Locks those of the claims that nobody else has locked; returns the leases of the others."""
+    rows = await _run(conn, "lock_claims", {"job_ids": _bigints(job_ids), "leases": _bigints(leases)})
+    return {row[0] for row in rows}
 
 
 async def promote(conn: AsyncConnection) -> tuple[int, float | None]:

@@ -405,6 +405,72 @@ def test_a_cancel_that_waits_for_a_settlement_cancels_the_job_it_finds_then(clea
     run(clean_dsn, test)
 
 
+# -- against a cancel in a transaction that stays open
+
+
+def test_the_claims_that_another_transaction_has_locked_are_told_from_those_that_are_gone(clean_dsn: str) -> None:
+    async def test(conn: Conn, worker_id: UUID) -> None:
+        jobs = await claimed(conn, worker_id, 300)
+        gone, stale, cancelled = jobs[0], jobs[1]._replace(lease=jobs[2].lease), jobs[200]
+        await complete(conn, [gone])
+        async with await connect(clean_dsn) as app, await connect(clean_dsn) as third:
+            async with app.transaction():
+                await app.execute("SELECT roost.cancel(%s)", (cancelled.id,))
+                async with conn.transaction():
+                    asked = [gone, stale, *jobs[2:], jobs[3]]
+                    assert await lock_claims(conn, asked) == {cancelled.lease}
+                    unlocked = await rows(third, "SELECT job_id FROM roost.claims FOR UPDATE SKIP LOCKED")
+                    assert [row["job_id"] for row in unlocked] == [stale.id]
+                    free = [job for job in asked if job is not cancelled]
+                    assert await complete(conn, free) == {job.lease for job in jobs[2:] if job is not cancelled}
+            async with conn.transaction():
+                assert await lock_claims(conn, [cancelled]) == set()
+                answer = await settle(conn, settlement(cancelled.id, cancelled.lease, RETRYABLE, 60.0))
+                assert answer == {cancelled.lease: CANCELLED}
+
+    run(clean_dsn, test)
+
+
+def test_a_completion_and_a_settlement_give_way_to_a_lock_and_have_changed_nothing(clean_dsn: str) -> None:
+    async def test(conn: Conn, worker_id: UUID) -> None:
+        jobs = await claimed(conn, worker_id, 3)
+        async with await connect(clean_dsn) as app, await connect(clean_dsn) as writer:
+            await writer.execute(statements.WRITE_SESSION)
+            await writer.execute("SET deadlock_timeout = '1s'")
+            async with app.transaction():
+                await app.execute("SELECT roost.cancel(%s)", (jobs[1].id,))
+                before = await everything(conn)
+                with pytest.raises(psycopg.errors.LockNotAvailable):
+                    await complete(writer, jobs)
+                with pytest.raises(psycopg.errors.LockNotAvailable):
+                    await settle(writer, *(settlement(j.id, j.lease, RETRYABLE, error="e") for j in jobs))
+                assert await everything(conn) == before
+            assert await complete(writer, jobs) == {job.lease for job in jobs}
+            assert (await job_row(conn, jobs[1].id))["state"] == "completed"
+
+    run(clean_dsn, test)
+
+
+@pytest.mark.parametrize("commits", [True, False], ids=["commit", "rollback"])
+def test_a_rescue_leaves_a_locked_claim_to_a_later_one(clean_dsn: str, commits: bool) -> None:
+    async def test(conn: Conn, worker_id: UUID) -> None:
+        jobs = await claimed(conn, worker_id, 3)
+        await statements.remove_workers(conn, [worker_id])
+        async with await connect(clean_dsn) as app:
+            async with app.transaction(force_rollback=not commits):
+                await app.execute("SELECT roost.cancel(%s)", (jobs[1].id,))
+                freed = await statements.rescue(conn, reason="gone", error_cap=CAP)
+                assert freed == {jobs[0].id: RETRYABLE, jobs[2].id: RETRYABLE}
+        freed = await statements.rescue(conn, reason="gone", error_cap=CAP)
+        assert freed == {jobs[1].id: CANCELLED if commits else RETRYABLE}
+
+    run(clean_dsn, test)
+
+
+async def lock_claims(conn: Conn, jobs: list[ClaimedJob]) -> set[int]:
+    return await statements.lock_claims(conn, [j.id for j in jobs], [j.lease for j in jobs])
+
+
 async def _until(conn: Conn, query: str, *parameters: Any) -> None:
     async with asyncio.timeout(30):
         while not await value(conn, query, *parameters):
@@ -461,8 +527,12 @@ def test_overlapping_batches_in_opposite_order_never_deadlock(clean_dsn: str) ->
                 for job_id in chance.sample(ids, 20):
                     await three.execute("SELECT roost.retry(%s)", (job_id,))
 
-            async def end(c: Conn, jobs: list[ClaimedJob], completes: bool) -> None:
-                if completes:
+            async def end(c: Conn, jobs: list[ClaimedJob], completes: bool, looks: bool = False) -> None:
+                if looks:
+                    async with c.transaction():
+                        locked = await lock_claims(c, jobs)
+                        await end(c, [job for job in jobs if job.lease not in locked], completes)
+                elif completes:
                     await complete(c, jobs)
                 else:
                     await settle(c, *(settlement(j.id, j.lease, RETRYABLE, error="e") for j in jobs))
@@ -470,7 +540,7 @@ def test_overlapping_batches_in_opposite_order_never_deadlock(clean_dsn: str) ->
             for number in range(60):
                 jobs = await claim(conn, worker_id)
                 await asyncio.gather(
-                    end(one, jobs, number % 3 == 0),
+                    end(one, jobs, number % 3 == 0, number % 2 == 0),
                     end(two, jobs[::-1], number % 3 == 1),
                     meddle(),
                 )

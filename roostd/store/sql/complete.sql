@@ -2,6 +2,7 @@
 -- Returns the leases that were still ours; a late report under an earlier lease changes nothing.
 -- Called by: the master, a batch at a time. Safe to repeat after a lost answer.
 -- Locks: the claims and job rows named, in order of id: a batch repeated while its first sending still runs can't deadlock.
+-- On a claim that another has locked (a cancel in an open transaction) it waits for lock_timeout: see lock_claims.sql.
 -- Index: primary keys; the update of job_rows is HOT.
 WITH outcome AS MATERIALIZED (
     SELECT o.job_id, o.lease, o.result

@@ -1,7 +1,8 @@
 -- Frees the claims whose worker has no row: it was removed as stale, as a dead predecessor, or by itself at its end.
 -- An attempt is spent, a crash is not: what died was the worker, not the job's own process.
 -- Called by: every master's reaper, after remove_stale_workers; at start, for its predecessor on this host.
--- Locks: the claims (SKIP LOCKED: two reapers share the work) and their job rows. Scans claims, which hold what runs now.
+-- Locks: the claims (SKIP LOCKED: two reapers share the work, and a cancel in an open transaction leaves its claim to a
+-- later round) and their job rows. Scans claims, which hold what runs now.
 WITH lost AS MATERIALIZED (
     SELECT c.job_id, c.lease
       FROM roost.claims c

@@ -2,6 +2,7 @@
 -- A cancel that was asked for meanwhile beats every state but the terminal ones. Returns the leases still ours, with the state.
 -- Called by: the master, a batch at a time, with what core/outcome.py decided. Safe to repeat after a lost answer.
 -- Locks: the claims and job rows named, in order of id: a batch repeated while its first sending still runs can't deadlock.
+-- On a claim that another has locked (a cancel in an open transaction) it waits for lock_timeout: see lock_claims.sql.
 -- Index: primary keys; the update of job_rows is HOT.
 WITH outcome AS MATERIALIZED (
     SELECT o.job_id, o.lease, o.state, o.delay_seconds, o.error, o.counts_attempt, o.counts_crash

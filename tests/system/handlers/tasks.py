@@ -67,6 +67,11 @@ def hold(key: str) -> int:
     return os.getpid()
 
 
+@job("hold_and_fail")
+def hold_and_fail(key: str) -> None:
+    raise ValueError(f"after {hold(key)}")
+
+
 @job("hold_cleanly")
 def hold_cleanly(key: str) -> int:
     """As `hold`, with something to clean up that takes a moment."""
