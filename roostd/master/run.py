@@ -516,6 +516,8 @@ class Master:
                 self._on_forked(template, message["key"], message["pid"], fds)
             case "refused":
                 self._on_refused(message["key"], message["error"])
+            case "lost":
+                self._on_lost_descriptors(template, message["key"])
             case "exited":
                 self._on_exit_status(message["key"], message["status"])
             case "gone":
@@ -707,6 +709,17 @@ class Master:
         self._pools[pool_name].pool.starting -= 1
         self._respawn_later()
         self._check_all_gone()
+
+    def _on_lost_descriptors(self, template: TemplateProcess, key: int | None) -> None:
+        """The template is well, and it is this process that is full: try again when some child may have ended."""
+        soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+        error = f"the master has as many files open as RLIMIT_NOFILE allows ({soft}), and a child takes six; raise it"
+        if not template.ready:
+            self._fail_generation(template.generation, f"cannot receive what the template says: {error}")
+        elif key is None:
+            _log.error("template.unheard", generation=template.generation, error=error)
+        else:
+            self._on_refused(key, f"cannot take in a child: {error}")
 
     def _respawn_later(self) -> None:
         """Starts what is missing, after a pause that grows while children end without having run anything."""

@@ -12,14 +12,15 @@ from collections.abc import Callable
 from typing import Any
 
 from roostd.config import Config
-from roostd.wire.packets import PacketReader, decode_message, send_message
+from roostd.wire.packets import DescriptorsLost, PacketReader, decode_message, send_message
 from roostd.wire.signals import EXIT_UNUSABLE
 
 
 class TemplateProcess:
     """The process of one generation; its handlers may have `open_files` open.
 
-    Calls `on_message(template, message, fds)`; op "gone" is the last.
+    Calls `on_message(template, message, fds)`; op "gone" is the last. Op "lost" has taken the place of a message whose
+    descriptors this process could not open: of a child's, which ends by itself then, `key` is left.
     """
 
     def __init__(self, generation: int, config: Config, *, open_files: int | None = None) -> None:
@@ -62,6 +63,9 @@ class TemplateProcess:
                 received = self._reader.read()
             except BlockingIOError:
                 return
+            except DescriptorsLost as lost:
+                on_message(self, {"op": "lost", "key": _key_of(lost.packet)}, [])
+                continue
             except OSError:
                 received = None
             if received is None:
@@ -96,6 +100,11 @@ class TemplateProcess:
     def _send(self, message: dict[str, Any]) -> None:
         with contextlib.suppress(OSError):  # it is dying: "gone" follows
             send_message(self._sock, message)
+
+
+def _key_of(packet: bytes) -> int | None:
+    """Whose message it was; None where that stood in a descriptor too."""
+    return None if packet[:1] != b"J" else decode_message(memoryview(packet), []).get("key")
 
 
 def describe_status(status: int) -> str:

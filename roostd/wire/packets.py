@@ -24,7 +24,8 @@ _FD_SPACE = socket.CMSG_SPACE(_MAX_FDS * array.array("i").itemsize)
 # Plain integers: as the enum that they are they take 3 µs longer for every packet.
 _RECEIVE = int(socket.MSG_CMSG_CLOEXEC)
 _DO_NOT_WAIT = int(socket.MSG_DONTWAIT)
-_CUT_OFF = int(socket.MSG_TRUNC | socket.MSG_CTRUNC)
+_TRUNCATED = int(socket.MSG_TRUNC)
+_FDS_MISSING = int(socket.MSG_CTRUNC)
 
 _JOB = struct.Struct("<BBHHIqq")  # kind, in memfd?, bytes of queue, bytes of task, attempt, lease, job id
 _CONTROL = struct.Struct("<Bq")
@@ -37,6 +38,14 @@ class JobPacket(NamedTuple):
     queue: str
     task: str
     args: bytes
+
+
+class DescriptorsLost(OSError):
+    """A packet came without the descriptors that were sent with it: this process may open no more files."""
+
+    def __init__(self, packet: bytes) -> None:
+        super().__init__("cannot read packet: its descriptors were cut off by the kernel; is RLIMIT_NOFILE reached?")
+        self.packet = packet
 
 
 class PacketReader:
@@ -53,7 +62,8 @@ class PacketReader:
     def read(self) -> tuple[memoryview, list[int]] | None:
         """The next packet and the descriptors that came with it, which are the caller's; None at the end.
 
-        The view is valid until the next read. Raises BlockingIOError when there is none and it does not wait.
+        The view is valid until the next read. Raises BlockingIOError when there is none and it does not wait, and
+        DescriptorsLost when the descriptors of one did not all fit the table of open files; those that did are closed.
         """
         size, ancillary, flags, _ = self._sock.recvmsg_into([self._buffer], _FD_SPACE, self._flags)
         fds: list[int] = []
@@ -62,9 +72,12 @@ class PacketReader:
                 received = array.array("i")
                 received.frombytes(data[: len(data) - len(data) % received.itemsize])
                 fds.extend(received)
-        if flags & _CUT_OFF:
+        if flags & _TRUNCATED:
             close_all(fds)
             raise OSError("cannot read packet: it was cut off by the kernel")
+        if flags & _FDS_MISSING:
+            close_all(fds)
+            raise DescriptorsLost(bytes(memoryview(self._buffer)[:size]))
         if size == 0:
             close_all(fds)
             return None

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import resource
 import select
 import socket
 import subprocess
@@ -19,6 +20,7 @@ from hypothesis import strategies as st
 from roostd.core.pace import MAX_WINDOW
 from roostd.wire.packets import (
     INLINE_BYTES,
+    DescriptorsLost,
     JobPacket,
     PacketReader,
     close_all,
@@ -264,6 +266,33 @@ def test_more_descriptors_than_expected_are_refused_and_closed(pair: tuple[socke
         os.close(fd)
     with pytest.raises(OSError, match="cut off"):
         PacketReader(reader_end, wait=False).read()
+
+
+@pytest.mark.parametrize("room", [0, 1, 2])
+def test_a_packet_whose_descriptors_do_not_fit_the_table_of_open_files_is_told_from_the_end(
+    pair: tuple[socket.socket, socket.socket], room: int
+) -> None:
+    sender, reader_end = pair
+    reader = PacketReader(reader_end, wait=False)
+    fd = write_memfd(b"x")
+    send_message(sender, {"op": "forked", "key": 7}, [fd] * 3)
+    send_message(sender, {"op": "exited", "key": 7})
+    free = [os.dup(fd) for _ in range(room + 1)]
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (free[-1], hard))
+    try:
+        close_all(free)
+        with pytest.raises(DescriptorsLost) as lost:
+            reader.read()
+        for place in free:  # those that did fit are closed
+            with pytest.raises(OSError):
+                os.fstat(place)
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+        os.close(fd)
+    assert decode_message(memoryview(lost.value.packet), []) == {"op": "forked", "key": 7}
+    packet, fds = received(reader)
+    assert (decode_message(packet, fds), fds) == ({"op": "exited", "key": 7}, [])
 
 
 @given(st.binary(max_size=200))
