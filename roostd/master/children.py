@@ -12,7 +12,15 @@ from roostd import linux
 from roostd.core.job import ClaimedJob
 from roostd.core.outcome import SoftReason
 from roostd.wire.frames import Frame, FrameDecoder
-from roostd.wire.packets import PacketReader, close_all, encode_control, encode_job, lease_of, send_packet
+from roostd.wire.packets import (
+    DescriptorsLost,
+    PacketReader,
+    close_all,
+    encode_control,
+    encode_job,
+    lease_of,
+    send_packet,
+)
 from roostd.wire.signals import DUMP, SOFT
 
 _READ_BYTES = 262_144
@@ -57,13 +65,20 @@ class ChildProcess:
 
     def take_back(self) -> list[int]:
         """Reads what the child has not read yet; returns the leases. What is left with it, it has started."""
-        leases = []
-        with contextlib.suppress(BlockingIOError):
-            while (received := self._taken_back.read()) is not None:
-                packet, fds = received
-                leases.append(lease_of(packet))
-                close_all(fds)
-        return leases
+        leases: list[int] = []
+        while True:
+            try:
+                received = self._taken_back.read()
+            except BlockingIOError:
+                return leases
+            except DescriptorsLost as lost:  # the arguments, which are here too
+                leases.append(lease_of(memoryview(lost.packet)))
+                continue
+            if received is None:
+                return leases
+            packet, fds = received
+            leases.append(lease_of(packet))
+            close_all(fds)
 
     def read_outcomes(self) -> tuple[list[Frame], bool | None]:
         """The frames that have arrived, and whether there may be more to read now; None at the end of the stream.
