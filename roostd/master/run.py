@@ -40,8 +40,8 @@ from roostd.master import heart
 from roostd.master.children import ChildProcess
 from roostd.master.claimer import Claimer, PoolRun
 from roostd.master.database import DatabaseGone, Link
-from roostd.master.killing import Orphans
 from roostd.master.listener import Listener
+from roostd.master.orphans import Orphans
 from roostd.master.templates import TemplateProcess, describe_status
 from roostd.master.writer import Writer
 from roostd.sdnotify import Notifier
