@@ -42,7 +42,7 @@ from tests.store.rows import Conn, add_worker, connect
 T = TypeVar("T")
 
 EXAMPLES = int(os.environ.get("MODEL_EXAMPLES", "60"))
-STEPS = int(os.environ.get("MODEL_STEPS", "40"))
+STEPS = int(os.environ.get("MODEL_STEPS", "60"))
 FIRST_SEED = int(os.environ.get("MODEL_SEED", "0"))
 BLOCKS = 4
 
@@ -176,7 +176,7 @@ class World:
 
 
 @contextmanager
-def rolled_back(world: World, store: Conn, *, commit: bool = False) -> Iterator[None]:
+def transaction(world: World, store: Conn, *, commit: bool) -> Iterator[None]:
     world.run(_execute(store, "BEGIN"))
     try:
         yield
@@ -204,7 +204,7 @@ new_jobs = st.fixed_dictionaries(
         "queue": st.sampled_from(QUEUES),
         "priority": st.integers(-1, 1),
         "max_attempts": st.integers(1, 3),
-        "ticks": st.sampled_from([None, None, -1, 1, 3]),
+        "ticks": st.sampled_from([None, None, None, -1, 1, 3]),
     }
 )
 
@@ -223,6 +223,7 @@ class Histories(RuleBasedStateMachine):
         self.paused: set[str] = set()
         self.last_seen: dict[UUID, int] = {}  # tick of the last heartbeat by worker row
         self.workers: list[UUID] = []  # which worker each slot is; without a row it was declared dead
+        self.checks = 0
         self.revived: set[int] = set()
         self.terminal: set[int] = set()
 
@@ -325,6 +326,9 @@ class Histories(RuleBasedStateMachine):
         self.add([job_id], [number], [fields], self.moment())
 
     @rule(new=st.lists(new_jobs, min_size=1, max_size=5))
+    def enqueue_several(self, new: list[dict[str, Any]]) -> None:
+        self.enqueue_many(new)
+
     def enqueue_many(self, new: list[dict[str, Any]]) -> None:
         first, now = len(self.jobs), datetime.now(UTC)
         numbers = range(first, first + len(new))
@@ -370,26 +374,25 @@ class Histories(RuleBasedStateMachine):
         for job in found:
             self.restart(job, moment)
 
-    @rule(queue=st.sampled_from(QUEUES))
-    def pause(self, queue: str) -> None:
-        self.world.client.pause_queue(queue, conn=self.world.conn)
-        self.paused.add(queue)
-
-    @precondition(lambda self: self.paused)
-    @rule(queue=st.sampled_from(QUEUES))
-    def resume(self, queue: str) -> None:
-        self.world.client.resume_queue(queue, conn=self.world.conn)
-        self.paused.discard(queue)
+    @rule(queue=st.sampled_from(QUEUES), paused=st.sampled_from([True, False, False]))
+    def pause_or_resume(self, queue: str, paused: bool) -> None:
+        if paused:
+            self.world.client.pause_queue(queue, conn=self.world.conn)
+            self.paused.add(queue)
+        else:
+            self.world.client.resume_queue(queue, conn=self.world.conn)
+            self.paused.discard(queue)
 
     # -- the workers
 
-    @initialize()
-    def start(self) -> None:
+    @initialize(new=st.lists(new_jobs, min_size=2, max_size=6))
+    def start(self, new: list[dict[str, Any]]) -> None:
         self.world.conn.execute(
             "TRUNCATE roost.job_rows, roost.ready, roost.scheduled, roost.claims, roost.queues, roost.workers,"
             " roost.idle_workers"
         )
         self.workers = [self.register(0), self.register(1)]
+        self.enqueue_many(new)
 
     def register(self, slot: int) -> UUID:
         worker_id = self.world.run(add_worker(self.world.stores[slot], queues=list(QUEUES)))
@@ -419,12 +422,22 @@ class Histories(RuleBasedStateMachine):
 
     @rule(slot=slots, queues=st.sampled_from([QUEUES, QUEUES, ("a",), ("b", "c")]), limit=st.integers(1, 5))
     def claim(self, slot: int, queues: Sequence[str], limit: int) -> None:
+        self.claim_best(slot, queues, limit)
+
+    def claim_best(self, slot: int, queues: Sequence[str], limit: int) -> None:
         self.grant(slot, *self.ask(slot, queues, limit))
+
+    @rule(slot=slots)
+    def poll(self, slot: int) -> None:
+        """Makes due jobs ready and claims, in one transaction."""
+        with transaction(self.world, self.world.stores[slot], commit=True):
+            self.promote_due(slot)
+            self.claim_best(slot, QUEUES, 10)
 
     @precondition(lambda self: any(job.place == "ready" for job in self.jobs.values()))
     @rule(slot=slots, limits=st.tuples(st.integers(1, 3), st.integers(1, 3)), commit=st.booleans())
     def claim_while_another_claim_is_under_way(self, slot: int, limits: tuple[int, int], commit: bool) -> None:
-        with rolled_back(self.world, self.world.stores[slot], commit=commit):
+        with transaction(self.world, self.world.stores[slot], commit=commit):
             got, jobs = self.ask(slot, QUEUES, limits[0])
             # Until its end a claim holds the first of each queue, even those that it leaves to the others in the end.
             held = [job for queue in QUEUES for job in self.next_ready(self.workers[slot], [queue], limits[0])]
@@ -455,6 +468,7 @@ class Histories(RuleBasedStateMachine):
             assert sorted(beat.cancelled_jobs) == list(cancelled)
         else:
             assert beat is None
+            self.workers[slot] = self.register(slot)
 
     @rule(slot=slots, known_dead=st.booleans())
     def crash(self, slot: int, known_dead: bool) -> None:
@@ -500,12 +514,24 @@ class Histories(RuleBasedStateMachine):
     def over(self) -> list[ClaimedJob]:
         return [claimed for claimed in self.granted if not self.standing(claimed)]
 
+    def fenced(self) -> list[ClaimedJob]:
+        """The claims that are over and whose job runs under another one."""
+        return [claimed for claimed in self.over() if self.jobs[claimed.id].claim]
+
     @precondition(lambda self: self.live())
     @rule(data=st.data(), slot=slots)
     def report_what_runs(self, data: st.DataObject, slot: int) -> None:
         self.report(slot, self.draw_batch(data, self.live()))
 
-    @precondition(lambda self: self.live() and self.over())
+    @precondition(lambda self: self.live())
+    @rule(data=st.data(), slot=slots)
+    def report_for_another_run(self, data: st.DataObject, slot: int) -> None:
+        """Ends runs so that their jobs can be claimed again at once."""
+        again = st.sampled_from([Ending.FAILED, Ending.CRASHED, Ending.LOST, Ending.SNOOZED, Ending.RELEASED])
+        claims = data.draw(st.lists(st.sampled_from(self.live()), min_size=1, max_size=4, unique_by=lambda c: c.lease))
+        self.report(slot, [(claimed, Outcome(data.draw(again), 0)) for claimed in claims])
+
+    @precondition(lambda self: self.granted)
     @rule(data=st.data(), slot=slots)
     def report_early_and_late(self, data: st.DataObject, slot: int) -> None:
         self.report(slot, self.draw_batch(data, self.granted))
@@ -513,19 +539,30 @@ class Histories(RuleBasedStateMachine):
     @precondition(lambda self: self.over())
     @rule(data=st.data(), slot=slots)
     def replay(self, data: st.DataObject, slot: int) -> None:
+        self.report_in_vain(slot, self.draw_batch(data, self.over()))
+
+    @precondition(lambda self: self.fenced())
+    @rule(data=st.data(), slot=slots)
+    def replay_while_the_job_runs_again(self, data: st.DataObject, slot: int) -> None:
+        self.report_in_vain(slot, self.draw_batch(data, self.fenced()))
+
+    def report_in_vain(self, slot: int, batch: Sequence[tuple[ClaimedJob, Outcome]]) -> None:
         before = self.world.everything()
-        self.report(slot, self.draw_batch(data, self.over()))
+        self.report(slot, batch)
         assert self.world.everything() == before
 
     # -- time, and what is done about it
 
-    @rule(ticks=st.integers(1, 3))
+    @rule(ticks=st.sampled_from([1, 1, 1, 2, 3]))
     def time_passes(self, ticks: int) -> None:
         self.world.conn.execute(self.world.time_passes(ticks).encode())
         self.tick += ticks
 
     @rule(slot=slots)
     def promote(self, slot: int) -> None:
+        self.promote_due(slot)
+
+    def promote_due(self, slot: int) -> None:
         jobs, next_in_seconds = self.world.run(statements.promote(self.world.stores[slot]))
         due = [job for job in self.jobs.values() if job.place == "scheduled" and job.due.tick <= self.tick]
         assert jobs == len(due)
@@ -576,9 +613,13 @@ class Histories(RuleBasedStateMachine):
 
     @invariant()
     def every_unfinished_job_has_a_way_on(self) -> None:
-        """Once long enough has passed, the queues are resumed and a worker is there, every one of them is claimed."""
-        if self.workers:
-            with rolled_back(self.world, self.world.stores[0]):
+        """Once long enough has passed, the queues are resumed and a worker is there, every one of them is claimed.
+
+        Looked for at each fourth step only: it takes as long as all the rest.
+        """
+        self.checks += 1
+        if self.checks % 4 == 0:
+            with transaction(self.world, self.world.stores[0], commit=False):
                 self.world.run(self.move_on())
 
     async def move_on(self) -> None:
