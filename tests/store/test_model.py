@@ -249,6 +249,9 @@ class Histories(RuleBasedStateMachine):
         job = self.jobs[claimed.id]
         return job if job.claim and job.claim.lease == claimed.lease else None
 
+    def movable(self) -> list[int]:
+        return [job.id for job in self.jobs.values() if job.place in ("ready", "claims")]
+
     def claimed(self) -> list[Job]:
         return [job for job in self.jobs.values() if job.claim]
 
@@ -341,12 +344,38 @@ class Histories(RuleBasedStateMachine):
     @rule(data=st.data())
     def cancel(self, data: st.DataObject) -> None:
         job = self.jobs[data.draw(st.sampled_from(sorted(self.jobs)))]
+        self.take_cancel(job)
+        assert self.world.client.cancel(job.id, conn=self.world.conn) == job.public_state
+
+    def take_cancel(self, job: Job) -> None:
         if job.claim:
             job.claim.cancel_requested = True
         elif job.state not in TERMINAL:
             job.cancel_requested = True
             self.finish(job, CANCELLED)
-        assert self.world.client.cancel(job.id, conn=self.world.conn) == job.public_state
+
+    @precondition(lambda self: self.movable())
+    @rule(data=st.data(), slot=slots, commit=st.booleans())
+    def work_while_a_cancel_is_open(self, data: st.DataObject, slot: int, commit: bool) -> None:
+        """The application cancels and keeps its transaction open: the workers leave that job alone, and only that."""
+        job = self.jobs[data.draw(st.sampled_from(self.movable()))]
+        store, place = self.world.stores[slot], job.place
+        with self.world.conn.transaction(force_rollback=not commit):
+            self.world.client.cancel(job.id, conn=self.world.conn)
+            if job.place == "ready":
+                job.place = "held"
+            self.claim_best(slot, QUEUES, 1)
+            if self.granted:
+                batch = self.draw_batch(data, self.granted)
+                with transaction(self.world, store, commit=True):
+                    ids, leases = [claimed.id for claimed, _ in batch], [claimed.lease for claimed, _ in batch]
+                    locked = self.world.run(statements.lock_claims(store, ids, leases))
+                    assert locked == {c.lease for c, _ in batch if c.id == job.id and self.standing(c)}
+                    self.report(slot, [(claimed, outcome) for claimed, outcome in batch if claimed.lease not in locked])
+            self.rescue_lost(slot, but=job)
+        job.place = place
+        if commit:
+            self.take_cancel(job)
 
     # -- the operator
 
@@ -584,7 +613,10 @@ class Histories(RuleBasedStateMachine):
 
     @rule(slot=slots)
     def rescue(self, slot: int) -> None:
-        lost = [job for job in self.claimed() if job.claim and job.claim.worker_id not in self.last_seen]
+        self.rescue_lost(slot)
+
+    def rescue_lost(self, slot: int, but: Job | None = None) -> None:
+        lost = [j for j in self.jobs.values() if j.claim and j.claim.worker_id not in self.last_seen and j is not but]
         moment = self.moment()
         states = {job.id: self.end_run(job, Outcome(Ending.LOST, 0), moment) for job in lost}
         for job in lost:
