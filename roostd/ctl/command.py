@@ -17,7 +17,7 @@ import psycopg
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
 from roost_client import Roost
-from roostd.config import load
+from roostd.config import Config, load
 from roostd.embedded import running_dsn
 
 EXIT_NOTHING = 1
@@ -44,6 +44,10 @@ class Invocation:
     config: Path | None = None
     json: bool = False
 
+    def settings(self) -> Config:
+        """The daemon's settings, as far as they are known here."""
+        return load(self.config, environ=os.environ, flags={"database.dsn": self.dsn}).config
+
     def client(self) -> Roost:
         return Roost(self._conninfo())
 
@@ -52,7 +56,7 @@ class Invocation:
         return psycopg.connect(self._conninfo(), autocommit=True)
 
     def _conninfo(self) -> str:
-        database = load(self.config, environ=os.environ, flags={"database.dsn": self.dsn}).config.database
+        database = self.settings().database
         dsn = database.dsn
         if dsn is None and database.embedded is not None:
             dsn = running_dsn(database.embedded)

@@ -76,7 +76,7 @@ def print_workers(found: list[SeenWorker]) -> None:
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """How a worker's reload ended; `ok` is false too where it did not answer."""
+    """How a worker's reload ended; `ok` is false too where it did not answer, or was skipped as dead."""
 
     worker: str
     hostname: str
@@ -84,6 +84,7 @@ class Verdict:
     ok: bool
     generation: int | None
     error: str | None
+    skipped: bool = False
 
 
 @command("reload")
@@ -92,20 +93,24 @@ class Verdict:
 @click.option("--timeout", metavar="SECONDS", type=click.FloatRange(min=0), default=90.0, show_default=True)
 def reload(invocation: Invocation, names: tuple[str, ...], host: str | None, timeout: float) -> int:
     """Have workers read their settings and handlers anew, and wait for their verdicts."""
-    with invocation.client() as roost:
-        asked = [worker for worker in roost.list_workers() if _is_meant(worker, names, host)]
-        if not asked:
+    stale_after = timedelta(seconds=invocation.settings().worker.orphan_stale_after)
+    with invocation.connect() as conn, invocation.client() as roost:
+        meant = [seen for seen in read_workers(roost, conn) if _is_meant(seen.worker, names, host)]
+        if not meant:
             whom = f"named {' or '.join(names)}" if names else f"on host {host or socket.gethostname()}"
             raise Failure(f"cannot reload: there is no worker {whom}; see roostctl workers, and name others by --host")
-        verdicts = _wait_for_verdicts(roost, asked, roost.request_reload(worker_ids=[w.id for w in asked]), timeout)
+        verdicts = [_skipped(seen, stale_after) for seen in meant if seen.silent > stale_after]
+        if asked := [seen.worker for seen in meant if seen.silent <= stale_after]:
+            request = roost.request_reload(worker_ids=[worker.id for worker in asked])
+            verdicts = _wait_for_verdicts(roost, asked, request, timeout) + verdicts
     if invocation.json:
         print_json(verdicts)
     else:
         print_table(
             ("WORKER", "HOST", "PID", "RELOAD", "GENERATION", "ERROR"),
-            [(v.worker, v.hostname, v.pid, "ok" if v.ok else "failed", v.generation, v.error) for v in verdicts],
+            [(v.worker, v.hostname, v.pid, _outcome(v), v.generation, v.error) for v in verdicts],
         )
-    return 0 if all(verdict.ok for verdict in verdicts) else EXIT_NOTHING
+    return 0 if asked and all(verdict.ok or verdict.skipped for verdict in verdicts) else EXIT_NOTHING
 
 
 COMMANDS = (workers, reload)
@@ -146,6 +151,19 @@ def _verdict(asked: WorkerInfo, present: WorkerInfo | None, request: UUID) -> Ve
         return None
     error = answer.get("error") or None
     return Verdict(asked.name, asked.hostname, asked.pid, bool(answer.get("ok")), answer.get("generation"), error)
+
+
+def _outcome(verdict: Verdict) -> str:
+    return "ok" if verdict.ok else "skipped" if verdict.skipped else "failed"
+
+
+def _skipped(seen: SeenWorker, stale_after: timedelta) -> Verdict:
+    """Of a worker that its peers take for dead: nobody would answer."""
+    error = (
+        f"dead: not heard of for {seen.silent.total_seconds():.0f} s, "
+        f"and worker.orphan_stale_after is {stale_after.total_seconds():g} s"
+    )
+    return dataclasses.replace(_failed(seen.worker, error), skipped=True)
 
 
 def _failed(worker: WorkerInfo, error: str) -> Verdict:

@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import tempfile
+import time
 from collections.abc import Callable, Iterator
 from contextlib import closing
 from pathlib import Path
@@ -161,6 +162,27 @@ def test_a_reload_asks_only_the_workers_that_are_meant(ctl: Ctl, daemon: Daemon,
     both = ctl("reload", "--worker", "beta", "--worker", "alpha", "--timeout", "5", "--json")
     assert both.code == 1
     assert {each["worker"]: each["ok"] for each in both.json} == {"alpha": True, "beta": False}
+
+
+def test_a_reload_skips_workers_that_are_dead_and_says_which(
+    ctl: Ctl, daemon: Daemon, dsn: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("ROOST_WORKER__ORPHAN_STALE_AFTER", "60")  # its peer has 300, and leaves the row
+    with psycopg.connect(dsn) as conn:
+        conn.execute(
+            "INSERT INTO roost.workers (id, name, hostname, pid, queues, concurrency, last_seen_at)"
+            " VALUES (gen_random_uuid(), 'beta', %s, 1, '{}', 1, now() - interval '100 s')",
+            (os.uname().nodename,),
+        )
+    began = time.monotonic()
+    result = ctl("reload", "--timeout", "60")
+    assert time.monotonic() - began < 30, "it waits for nobody who can't answer"
+    assert result.code == 0
+    assert [line.split()[:4:3] for line in result.lines[1:]] == [["alpha", "ok"], ["beta", "skipped"]]
+    assert "orphan_stale_after is 60 s" in result.out
+    alone = ctl("reload", "--worker", "beta", "--timeout", "60", "--json")
+    assert alone.code == 1, "nobody was reloaded"
+    assert [(each["worker"], each["ok"], each["skipped"]) for each in alone.json] == [("beta", False, True)]
 
 
 def test_a_reload_of_nobody_ends_with_1(ctl: Ctl) -> None:
