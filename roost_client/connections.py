@@ -22,9 +22,11 @@ from .errors import RoostError
 MAX_CONNECTIONS = 10  # open at once, of one client in one process (and event loop); more callers wait for one
 
 # No prepared statements: behind PgBouncer in transaction mode the next statement may run on another server connection.
+# UTF-8 whatever the environment, the DSN, the role or the database say: nothing narrower holds every name and argument.
 _OPTIONS: dict[str, Any] = {
     "autocommit": True,
     "prepare_threshold": None,
+    "client_encoding": "UTF8",
     "fallback_application_name": "roost_client",
 }
 

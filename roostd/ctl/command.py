@@ -65,7 +65,8 @@ class Invocation:
                 f"cannot reach the database in {database.embedded}: it is not running; start roostd", EXIT_UNAVAILABLE
             )
         defaults = {"connect_timeout": "10", "application_name": "roostctl"}
-        return make_conninfo(dsn, **{key: value for key, value in defaults.items() if key not in conninfo_to_dict(dsn)})
+        defaults = {key: value for key, value in defaults.items() if key not in conninfo_to_dict(dsn)}
+        return make_conninfo(dsn, **defaults, client_encoding="UTF8")  # nothing narrower holds every name
 
 
 def common_options(function: F) -> F:

@@ -14,6 +14,8 @@ from typing import Any
 
 import psycopg
 import pytest
+from psycopg import sql
+from psycopg.conninfo import make_conninfo
 
 from roost_client import AsyncRoost, JobInsert, Roost, RoostError, schema
 from roost_client.connections import MAX_CONNECTIONS
@@ -53,6 +55,31 @@ def test_close_closes_and_the_client_can_still_be_used(roost: Roost, observer: C
     wait_until(lambda: ours(observer) == [])
     roost.enqueue("a")
     assert len(ours(observer)) == 1
+
+
+@pytest.mark.parametrize("told_by", ["environment", "dsn", "database"])
+def test_text_arrives_whole_whatever_encoding_is_the_default(
+    dsn: str, observer: Conn, jobs: Jobs, monkeypatch: pytest.MonkeyPatch, told_by: str
+) -> None:
+    if told_by == "environment":
+        monkeypatch.setenv("PGCLIENTENCODING", "LATIN1")
+    elif told_by == "dsn":
+        dsn = make_conninfo(dsn, client_encoding="LATIN1")
+    else:
+        name = sql.Identifier(observer.info.dbname)
+        observer.execute(sql.SQL("ALTER DATABASE {} SET client_encoding = 'LATIN1'").format(name))
+    task, args = "t\u00e4sk \u20ac", {"\u00e9": "\u65e5\u672c \U0001f413"}
+    with Roost(dsn) as roost:
+        read = [roost.get_job(roost.enqueue(task, args=args, queue="\u65e5"))]
+        roost.enqueue_many([JobInsert(task, args, queue="\u65e5")])
+
+    async def use_async() -> None:
+        async with AsyncRoost(dsn) as client:
+            read.append(await client.get_job(await client.enqueue(task, args=args, queue="\u65e5")))
+
+    asyncio.run(use_async())
+    assert [(job["task"], job["queue"], job["args"]) for job in jobs()] == [(task, "\u65e5", args)] * 3
+    assert [(job.task, job.queue, job.args) for job in read] == [(task, "\u65e5", args)] * 2
 
 
 def test_a_connection_that_failed_a_statement_is_kept(roost: Roost, observer: Conn) -> None:
