@@ -12,7 +12,7 @@ import heapq
 import os
 import random
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import pytest
@@ -37,8 +37,8 @@ from roostd.core.pool import (
     TakeBack,
 )
 
-SCHEDULES = int(os.environ.get("SIMULATIONS", "1000"))
-BLOCKS = 10
+SCHEDULES = int(os.environ.get("SIMULATIONS", "10000"))
+BLOCK = 500  # schedules of one test: two seconds, so that they can be shared out
 ONE_SEED = os.environ.get("SIMULATION_SEED")
 
 POLL_INTERVAL = 1.0
@@ -212,7 +212,7 @@ class World:
     def plan_stimuli(self) -> None:
         rng = self.rng
         span = rng.choice([0.05, 0.5, 3.0])
-        jobs = rng.choice([3, 12, 40, 100])
+        jobs = rng.choice([3, 3, 3, 3, 12, 12, 12, 12, 40, 100])  # few go through as much as many, in less time
         together = rng.random() < 0.3
         for number in range(1, jobs + 1):
             when = 0.0 if together else rng.uniform(0, span)
@@ -771,7 +771,7 @@ class World:
                 raise Broken(f"the pool has child {key} hold {state.assigned}, it holds {expected}")
             if len(state.assigned) > MAX_WINDOW:
                 raise Broken(f"child {key} holds {len(state.assigned)} jobs")
-            if any(job.queue in self.pool.paused for job in child.intake):
+            if self.pool.paused and any(job.queue in self.pool.paused for job in child.intake):
                 raise Broken(f"child {key} could start a job of a paused queue")
             if child.intake and (state.retiring or state.called_off or self.pool.draining) and not state.killed:
                 raise Broken(f"child {key} could start a job though it is to end one, or to end itself")
@@ -795,7 +795,7 @@ class World:
         ]
         if able and self.pool.waiting:
             raise Broken(f"jobs wait though child {able[0].key} is idle")
-        if any(job.queue in self.pool.paused for job in self.pool.waiting):
+        if self.pool.paused and any(job.queue in self.pool.paused for job in self.pool.waiting):
             raise Broken("a job of a paused queue waits in the pool")
         starving = able and any(
             row.place == "ready" and row.queue not in self.paused | self.pool.paused for row in self.rows.values()
@@ -857,14 +857,10 @@ def simulate(seed: int) -> None:
         raise
 
 
-def seeds(block: int) -> Iterator[int]:
-    yield from range(block, SCHEDULES, BLOCKS)
-
-
 @pytest.mark.skipif(ONE_SEED is not None, reason="one seed is asked for")
-@pytest.mark.parametrize("block", range(BLOCKS))
-def test_the_rules_hold_in_random_schedules(block: int) -> None:
-    for seed in seeds(block):
+@pytest.mark.parametrize("first_seed", range(0, SCHEDULES, BLOCK))
+def test_the_rules_hold_in_random_schedules(first_seed: int) -> None:
+    for seed in range(first_seed, min(first_seed + BLOCK, SCHEDULES)):
         simulate(seed)
 
 
