@@ -347,6 +347,13 @@ class Histories(RuleBasedStateMachine):
         self.take_cancel(job)
         assert self.world.client.cancel(job.id, conn=self.world.conn) == job.public_state
 
+    @precondition(lambda self: self.claimed())
+    @rule(data=st.data())
+    def cancel_what_runs(self, data: st.DataObject) -> None:
+        job = self.jobs[data.draw(st.sampled_from([job.id for job in self.claimed()]))]
+        self.take_cancel(job)
+        assert self.world.client.cancel(job.id, conn=self.world.conn) == EXECUTING
+
     def take_cancel(self, job: Job) -> None:
         if job.claim:
             job.claim.cancel_requested = True
@@ -501,12 +508,13 @@ class Histories(RuleBasedStateMachine):
 
     @rule(slot=slots, known_dead=st.booleans())
     def crash(self, slot: int, known_dead: bool) -> None:
-        """A worker dies and starts anew; where its predecessor's death can be told, it removes that one's row."""
+        """A worker dies and starts anew; where its predecessor's death can be told, it frees that one's jobs."""
         gone = self.workers[slot]
         self.workers[slot] = self.register(slot)
         if known_dead:
             self.world.run(statements.remove_workers(self.world.stores[slot], [gone]))
             self.last_seen.pop(gone, None)
+            self.rescue_lost(slot)
 
     def report(self, slot: int, batch: Sequence[tuple[ClaimedJob, Outcome]]) -> None:
         """Writes what became of claims, as master/writer.py does: completions and settlements, a statement each."""
