@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
+from typing import Any
 from uuid import UUID
 
 import pytest
@@ -20,22 +21,24 @@ from roostd.store import statements
 from tests.store.rows import Conn, add_worker, claim, connect, enqueue, job_row, settlement, value
 
 
-def run(dsn: str, test: Callable[[Conn, Writer, UUID], Awaitable[None]]) -> None:
+def run(dsn: str, test: Callable[[Conn, Writer, UUID], Awaitable[None]], lock_timeout: str = "50ms") -> None:
     """Runs `test` with a connection of its own, a writer that runs, and a registered worker."""
 
     async def main() -> None:
-        async with await connect(dsn) as conn, _writer(dsn) as writer, asyncio.timeout(60):
+        async with await connect(dsn) as conn, _writer(dsn, lock_timeout) as writer, asyncio.timeout(30):
             await test(conn, writer, await add_worker(conn))
 
     asyncio.run(main())
 
 
 @asynccontextmanager
-async def _writer(dsn: str) -> AsyncIterator[Writer]:
+async def _writer(dsn: str, lock_timeout: str) -> AsyncIterator[Writer]:
     def decide(job: ClaimedJob, report: Report) -> Settlement:
         return settlement(job.id, job.lease, DISCARDED, error=report.error)
 
-    link = Link(dsn, "write", session=statements.WRITE_SESSION)
+    assert "lock_timeout = '50ms'" in statements.WRITE_SESSION
+    session: Any = statements.WRITE_SESSION.replace("50ms", lock_timeout)
+    link = Link(dsn, "write", session=session)
     writer = Writer(link, error_cap=lambda: 10, retry_seconds=0.1, decide=decide, on_settled=lambda *_: None)
     task = asyncio.create_task(writer.run())
     try:
@@ -92,13 +95,19 @@ def test_only_the_outcomes_of_locked_claims_wait(dsn: str, commits: bool) -> Non
                 assert writer.pending == len(locked)
                 assert writer.pending_leases() == {job.lease for job in locked}
                 ending = asyncio.create_task(writer.wait_empty())
-                await asyncio.sleep(0)
+                written = writer.written
+                (one_more,) = await claimed(conn, worker_id, 1)
+                writer.complete(one_more, None)
+                writer.flush_within(0)
+                while writer.written == written:
+                    await asyncio.sleep(0.01)
+                await asyncio.sleep(0.01)  # so that `ending` has its turn
                 assert not ending.done()
             await ending
             waiting = CANCELLED if commits else RETRYABLE
             assert await states(conn, locked) == [COMPLETED, COMPLETED, waiting, waiting]
             assert (await job_row(conn, locked[0].id))["cancel_requested"] is commits
-            assert (writer.pending, writer.locked_jobs(), writer.written) == (0, [], len(jobs) + 60)
+            assert (writer.pending, writer.locked_jobs(), writer.written) == (0, [], len(jobs) + 61)
 
     run(dsn, test)
 
@@ -119,7 +128,7 @@ def test_an_open_transaction_is_met_once_and_costs_later_batches_no_wait(dsn: st
         assert found == [job.id for job in jobs]  # each told once, however often it was tried
         assert not [entry for entry in logs if entry["event"] != "outcomes.locked"]
 
-    run(dsn, test)
+    run(dsn, test, lock_timeout="1s")  # of which each of the 40 would cost one
 
 
 def test_a_lease_that_was_lost_is_reported_beside_one_that_is_locked(dsn: str) -> None:
