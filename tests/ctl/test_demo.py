@@ -11,6 +11,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
+from itertools import islice
 from pathlib import Path
 from typing import IO, Any
 
@@ -22,7 +23,7 @@ from psycopg.conninfo import make_conninfo
 from roost_client import JobState, Roost
 from roostd.ctl.demo import checks
 from roostd.ctl.demo.checks import CHECKS, Check, CheckFailed, Scene, run_checks
-from roostd.ctl.demo.workload import _display
+from roostd.ctl.demo.workload import MAX_FILES, _display, _library_files
 from roostd.embedded import EmbeddedPostgres, running_dsn
 from tests.ctl.conftest import COMMAND, read_terminal
 from tests.system.daemon import Daemon, eventually, title_of
@@ -94,6 +95,12 @@ def test_the_demo_passes_says_so_in_plain_lines_and_leaves_nothing(folder: Path)
     assert [line[:8] for line in lines if line.startswith(("ok", "FAILED"))] == ["ok      "] * len(CHECKS)
     assert [line for line in lines if "files hashed, compressed" in line]
     assert lines[-1].startswith(f"all {len(CHECKS)} checks passed")
+
+
+def test_there_are_some_thousands_of_files_to_work_through_each_once() -> None:
+    files = list(islice(_library_files(), MAX_FILES))
+    assert len(set(files)) == len(files) > 2000
+    assert all(file.is_file() for file in files)
 
 
 def test_a_promise_that_is_broken_meanwhile_ends_the_demo_with_1_and_the_verdicts(folder: Path) -> None:

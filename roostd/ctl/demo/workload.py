@@ -22,10 +22,10 @@ from roost_client import JobInsert
 from roostd.ctl.demo.checks import ENDED, Scene, require
 
 TASKS = ("hash_file", "compress_file", "count_words")
-MAX_FILES = 1500
-MAX_SECONDS = 5.0  # after these no more files are taken
+MAX_FILES = 4000
+MAX_SECONDS = 8.0  # after these no more files are taken
 PATIENCE_SECONDS = 15.0  # how long the last jobs may take then
-_FILES_AT_ONCE = 100
+_FILES_AT_ONCE = 200
 _POLL_SECONDS = 0.03
 
 
@@ -80,10 +80,13 @@ def run_workload(scene: Scene, stream: TextIO) -> Work:
 
 
 def _library_files() -> Iterator[Path]:
-    """Modules of the standard library, the tests of Python among them where they are installed."""
-    for path in sorted(Path(sysconfig.get_path("stdlib")).rglob("*.py")):
-        if not {"site-packages", "dist-packages"} & set(path.parts) and path.is_file():
-            yield path
+    """Modules of the standard library, then those of the packages that are installed beside it."""
+    standard, installed = Path(sysconfig.get_path("stdlib")), Path(sysconfig.get_path("purelib"))
+    for root in (standard, installed):
+        for path in sorted(root.rglob("*.py")):
+            packaged = {"site-packages", "dist-packages"} & set(path.relative_to(root).parts)
+            if not packaged and path.is_file():
+                yield path
 
 
 def _counts(scene: Scene) -> dict[str, int]:
