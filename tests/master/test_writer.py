@@ -66,6 +66,17 @@ async def states(conn: Conn, jobs: list[ClaimedJob]) -> list[JobState]:
     return [JobState(state) for state in await value(conn, query, [job.id for job in jobs])]
 
 
+async def looks_for_locks(conn: Conn, writer: Writer, worker_id: UUID) -> bool:
+    """Whether a completion is more than its one statement, by the last that its connection sent."""
+    (job,) = await claimed(conn, worker_id, 1)
+    writer.complete(job, None)
+    await writer.wait_empty()
+    query = (
+        "SELECT query FROM pg_stat_activity WHERE application_name = 'roostd write' AND datname = current_database()"
+    )
+    return "-- Completes claimed jobs" not in await value(conn, query)
+
+
 @pytest.mark.parametrize("commits", [True, False], ids=["commit", "rollback"])
 def test_only_the_outcomes_of_locked_claims_wait(dsn: str, commits: bool) -> None:
     async def test(conn: Conn, writer: Writer, worker_id: UUID) -> None:
@@ -108,6 +119,7 @@ def test_only_the_outcomes_of_locked_claims_wait(dsn: str, commits: bool) -> Non
             assert await states(conn, locked) == [COMPLETED, COMPLETED, waiting, waiting]
             assert (await job_row(conn, locked[0].id))["cancel_requested"] is commits
             assert (writer.pending, writer.locked_jobs(), writer.written) == (0, [], len(jobs) + 61)
+        assert not await looks_for_locks(conn, writer, worker_id)
 
     run(dsn, test)
 
@@ -127,6 +139,8 @@ def test_an_open_transaction_is_met_once_and_costs_later_batches_no_wait(dsn: st
         found = [job_id for entry in logs if entry["event"] == "outcomes.locked" for job_id in entry["jobs"]]
         assert found == [job.id for job in jobs]  # each told once, however often it was tried
         assert not [entry for entry in logs if entry["event"] != "outcomes.locked"]
+
+        assert not await looks_for_locks(conn, writer, worker_id)
 
     run(dsn, test, lock_timeout="1s")  # of which each of the 40 would cost one
 
@@ -167,5 +181,21 @@ def test_a_locked_claim_whose_result_is_refused_fails_when_the_lock_is_gone(dsn:
             await writer.wait_empty()
             assert await states(conn, [bad, bad_and_locked, locked]) == [DISCARDED, DISCARDED, COMPLETED]
             assert writer.locked_jobs() == []
+
+    run(dsn, test)
+
+
+def test_a_locked_claim_whose_settlement_is_refused_in_every_form_is_given_up(dsn: str) -> None:
+    async def test(conn: Conn, writer: Writer, worker_id: UUID) -> None:
+        (job,) = await claimed(conn, worker_id, 1)
+        async with await connect(dsn) as app, app.transaction(force_rollback=True):
+            await app.execute("SELECT roost.cancel(%s)", (job.id,))
+            writer.settle(settlement(job.id, job.lease, RETRYABLE, float("inf")))
+            writer.flush_within(0)
+            while not writer.locked_jobs():
+                await asyncio.sleep(0.01)
+        await writer.wait_empty()
+        assert await states(conn, [job]) == [EXECUTING]
+        assert not await looks_for_locks(conn, writer, worker_id)
 
     run(dsn, test)
