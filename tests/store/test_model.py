@@ -229,9 +229,9 @@ class Histories(RuleBasedStateMachine):
 
     # -- what the model makes of it
 
-    def moment(self, ticks: int = 0) -> Moment:
+    def moment(self) -> Moment:
         self.step += 1
-        return Moment(self.tick + ticks, self.step)
+        return Moment(self.tick, self.step)
 
     def place(self, job: Job, due: Moment) -> None:
         job.due, job.place = due, "ready" if due.tick <= self.tick else "scheduled"
