@@ -180,6 +180,10 @@ class _Child:
             return True
         if signal.getitimer(signal.ITIMER_REAL)[0]:  # an alarm that the job left behind would hit another
             return True
+        try:
+            os.close(os.dup(self._outcomes.fileno()))
+        except OSError:  # handlers have left so many files open that the arguments of the next job may find no room
+            return True
         return self._collects_zombies()
 
     def _collects_zombies(self) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import ctypes
 import os
 import re
@@ -509,6 +510,15 @@ def set_alarm(seconds: float) -> None:
 
     signal.signal(signal.SIGALRM, on_alarm)
     signal.setitimer(signal.ITIMER_REAL, seconds)
+
+
+@job("open_all_files")
+def open_all_files() -> int:
+    left = []
+    with contextlib.suppress(OSError):
+        while True:
+            left.append(os.open("/dev/null", os.O_RDONLY))
+    return len(left)
 
 
 @job("eat_memory")

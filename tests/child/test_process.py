@@ -124,6 +124,13 @@ def test_a_child_whose_handler_took_its_signals_ends_when_the_job_is_reported(ch
     assert child.process.take_back() == [behind]
 
 
+def test_a_child_whose_handler_left_no_file_to_open_ends_before_another_job_suffers(child: Child) -> None:
+    assert child.result("open_all_files") > 10
+    behind = child.start("echo", value="x" * 100_000)  # which takes a descriptor
+    assert child.exit_status() == EXIT_DONE
+    assert child.process.take_back() == [behind]
+
+
 def test_a_child_whose_handler_blocked_its_signals_ends_too(child: Child) -> None:
     assert child.result("block_signals") is None
     behind = child.start("echo", value=1)

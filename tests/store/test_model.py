@@ -362,8 +362,8 @@ class Histories(RuleBasedStateMachine):
             self.finish(job, CANCELLED)
 
     @precondition(lambda self: self.movable())
-    @rule(data=st.data(), slot=slots, commit=st.booleans())
-    def work_while_a_cancel_is_open(self, data: st.DataObject, slot: int, commit: bool) -> None:
+    @rule(data=st.data(), slot=slots, crash=st.booleans(), commit=st.booleans())
+    def work_while_a_cancel_is_open(self, data: st.DataObject, slot: int, crash: bool, commit: bool) -> None:
         """The application cancels and keeps its transaction open: the workers leave that job alone, and only that."""
         job = self.jobs[data.draw(st.sampled_from(self.movable()))]
         store, place = self.world.stores[slot], job.place
@@ -379,6 +379,8 @@ class Histories(RuleBasedStateMachine):
                     locked = self.world.run(statements.lock_claims(store, ids, leases))
                     assert locked == {c.lease for c, _ in batch if c.id == job.id and self.standing(c)}
                     self.report(slot, [(claimed, outcome) for claimed, outcome in batch if claimed.lease not in locked])
+            if crash:
+                self.start_anew(slot, known_dead=True)
             self.rescue_lost(slot, but=job)
         job.place = place
         if commit:
@@ -509,12 +511,16 @@ class Histories(RuleBasedStateMachine):
     @rule(slot=slots, known_dead=st.booleans())
     def crash(self, slot: int, known_dead: bool) -> None:
         """A worker dies and starts anew; where its predecessor's death can be told, it frees that one's jobs."""
+        self.start_anew(slot, known_dead)
+        if known_dead:
+            self.rescue_lost(slot)
+
+    def start_anew(self, slot: int, known_dead: bool) -> None:
         gone = self.workers[slot]
         self.workers[slot] = self.register(slot)
         if known_dead:
             self.world.run(statements.remove_workers(self.world.stores[slot], [gone]))
             self.last_seen.pop(gone, None)
-            self.rescue_lost(slot)
 
     def report(self, slot: int, batch: Sequence[tuple[ClaimedJob, Outcome]]) -> None:
         """Writes what became of claims, as master/writer.py does: completions and settlements, a statement each."""
