@@ -42,7 +42,7 @@ from tests.store.rows import Conn, add_worker, connect
 T = TypeVar("T")
 
 EXAMPLES = int(os.environ.get("MODEL_EXAMPLES", "60"))
-STEPS = int(os.environ.get("MODEL_STEPS", "60"))
+STEPS = int(os.environ.get("MODEL_STEPS", "50"))
 FIRST_SEED = int(os.environ.get("MODEL_SEED", "0"))
 BLOCKS = 4
 
@@ -263,7 +263,7 @@ class Histories(RuleBasedStateMachine):
         ]
         return sorted(able, key=lambda job: (job.priority, job.due, job.id))[:limit]
 
-    def end_run(self, job: Job, outcome: Outcome, moment: Moment) -> JobState:
+    def end_run(self, job: Job, outcome: Outcome, moment: Moment, *, rescued: bool = False) -> JobState:
         """What the design says of the end of a run, in the words of the lifecycle."""
         claim, ending = job.claim, outcome.ending
         assert claim
@@ -285,7 +285,8 @@ class Histories(RuleBasedStateMachine):
                 state, due = RETRYABLE, moment
             case _:
                 state, due = RETRYABLE, moment._replace(tick=self.tick + outcome.ticks)
-        if claim.cancel_requested and state not in (COMPLETED, DISCARDED):
+        # A worker that reports the end of a last attempt knows why it failed; a rescue knows only of the cancel.
+        if claim.cancel_requested and (rescued or state not in (COMPLETED, DISCARDED)):
             state = CANCELLED
         job.claim, job.cancel_requested = None, claim.cancel_requested
         job.crashes += ending is Ending.CRASHED
@@ -632,7 +633,7 @@ class Histories(RuleBasedStateMachine):
     def rescue_lost(self, slot: int, but: Job | None = None) -> None:
         lost = [j for j in self.jobs.values() if j.claim and j.claim.worker_id not in self.last_seen and j is not but]
         moment = self.moment()
-        states = {job.id: self.end_run(job, Outcome(Ending.LOST, 0), moment) for job in lost}
+        states = {job.id: self.end_run(job, Outcome(Ending.LOST, 0), moment, rescued=True) for job in lost}
         for job in lost:
             job.due = moment  # of ended jobs too
         freed = self.world.run(statements.rescue(self.world.stores[slot], reason="gone", error_cap=ERROR_CAP))
