@@ -36,21 +36,23 @@ def parse_dsn(dsn: str) -> list[tuple[str, str, bool]]:
         ]
     except (OperationalError, UnicodeError):
         raise ValueError from None
-    if any(_is_misplaced(dsn, keyword, value) for keyword, value, _ in options):
+    if _may_show_a_password(dsn, {keyword: value for keyword, value, _ in options}):
         raise ValueError
     return options
 
 
-def _is_misplaced(dsn: str, keyword: str, value: str) -> bool:
-    """Whether this is likely the tail of a password.
+def _may_show_a_password(dsn: str, options: dict[str, str]) -> bool:
+    """Whether a part of it is likely the tail of a password.
 
-    In a URI, libpq takes what follows an unescaped @ or / in the password for a host, a port or a database.
+    In a URI, libpq takes what follows an unescaped @, / or ? in the password for a host, port, database or option.
     """
-    match keyword:
-        case "port":
-            return re.fullmatch("[0-9, ]*", value) is None
-        case "host" | "hostaddr" | "dbname":
-            # A host that starts with @ is an abstract socket.
-            return "://" in value or (dsn.startswith("postgres") and "@" in value[1:])
-        case _:
-            return False
+    if any("://" in options.get(keyword, "") for keyword in ("host", "hostaddr", "dbname")):
+        return True
+    if re.fullmatch("[0-9, ]*", options.get("port", "")) is None:
+        return True
+    scheme, _, rest = dsn.partition("://")
+    if not scheme.strip().startswith("postgres"):
+        return False
+    before_query, _, query = rest.partition("?")
+    authority, _, path = before_query.partition("/")
+    return authority.count("@") > 1 or "@" in path or ("@" in query and "@" not in authority)
