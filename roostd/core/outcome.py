@@ -1,7 +1,8 @@
 """What becomes of a job whose run ended in any way but success: errors, timeouts, crashes, cancels, snoozes.
 
 The one place that decides it. Completion has no choices and does not pass through here; the rescue of a dead
-worker's jobs is decided by the same rules in store/sql/rescue.sql, because the worker that would ask is gone.
+worker's jobs is decided in store/sql/rescue.sql, because the worker that would ask is gone: as LOST is here, but that a
+cancel which was asked for beats a last attempt, too.
 """
 
 from __future__ import annotations

@@ -2,7 +2,8 @@
 -- Called by: the master, whenever a pool has room.
 -- Locks: the ready rows it takes (SKIP LOCKED: claimers never wait for each other).
 -- Index: ready's primary key, one range a queue, read from its beginning; job_rows by id.
--- MATERIALIZED is what keeps the limit: inlined, the sub-select may run again and take more rows than asked for.
+-- MATERIALIZED states what keeps the limit: run again, as a sub-select may be, the first part would lock more rows than asked
+-- for. PostgreSQL 15 to 18 materialise a part that locks rows in any case: the plans are the same without the word.
 -- A worker that was declared dead (its row is gone) claims nothing.
 WITH candidate AS MATERIALIZED (
     SELECT r.row_id, r.priority, r.scheduled_at, r.job_id
