@@ -1,7 +1,8 @@
 """What every test may ask for: a PostgreSQL server of this run's own, and fresh databases on it.
 
 ROOST_TEST_PG_VERSION chooses the major version. A test that asks for the server is marked `database` by
-itself, one in tests/system `daemon`, so that `make check` can leave them out.
+itself, one in tests/system `daemon`, so that `make check` can leave them out. Hypothesis tries the same examples in
+every run; `--hypothesis-profile=explore --timeout=0` (PYTEST_ARGS of make) has it look for others, and for longer.
 """
 
 import itertools
@@ -13,6 +14,7 @@ from pathlib import Path
 
 import psycopg
 import pytest
+from hypothesis import settings
 from psycopg import sql
 from psycopg.conninfo import make_conninfo
 
@@ -27,6 +29,10 @@ FAST = {
     "shared_buffers": "32MB",
     "max_connections": "200",
 }
+
+settings.register_profile("fixed", derandomize=True)
+settings.register_profile("explore", max_examples=5_000, deadline=None)
+settings.load_profile("fixed")
 
 _numbers = itertools.count(1)
 
