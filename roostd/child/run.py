@@ -84,6 +84,7 @@ def run_child(
         child.serve()
     finally:
         # Whatever happens, never fall back into the template's code.
+        _end_what_is_left()
         _flush_streams()
         os._exit(child.exit_status)
 
@@ -293,6 +294,12 @@ def _watch_crashes(dump_fd: int) -> None:
 
 
 _keep: list[Any] = []
+
+
+def _end_what_is_left() -> None:
+    """Kills what jobs have left running: adopted by this process, it would be nobody's if the master is gone, too."""
+    for pid in linux.children_of(os.getpid()):
+        linux.kill_tree(pid)
 
 
 def _flush_streams() -> None:

@@ -546,3 +546,10 @@ def signals() -> Any:
 @job("descriptors")
 def descriptors() -> Any:
     return sorted(int(number) for number in os.listdir("/proc/self/fd"))[:-1]
+
+
+@job("daemonise")
+def daemonise() -> int:
+    """Leaves a process in a session of its own that has lost its parent."""
+    leave = "setsid sleep 600 >/dev/null 2>&1 </dev/null & echo $!"
+    return int(subprocess.run(["sh", "-c", leave], check=True, capture_output=True).stdout)

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
+import select
 import signal
 import socket
 import subprocess
@@ -198,3 +201,15 @@ def test_a_child_goes_when_nobody_reads_its_outcomes_any_more(child: Child) -> N
     child.process.outcomes.shutdown(socket.SHUT_RDWR)
     child.start("echo", value=1)
     assert child.exit_status() == EXIT_UNUSABLE
+
+
+def test_what_a_job_left_running_ends_with_a_child_that_ends_by_itself(child: Child) -> None:
+    daemon = os.pidfd_open(child.result("daemonise"))
+    try:
+        child.process.retire()
+        assert child.exit_status() == EXIT_DONE
+        assert select.select([daemon], [], [], 10)[0], "it lives on"
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            signal.pidfd_send_signal(daemon, signal.SIGKILL)
+        os.close(daemon)
