@@ -83,7 +83,8 @@ def settle(job: ClaimedJob, report: Report, *, retry_delay: Callable[[int], floa
         case Ending.SNOOZED:
             return to(JobState.AVAILABLE, bounded_delay(report.seconds), error=False, attempt=False)
         case Ending.CANCELLED:
-            return to(JobState.CANCELLED, error=bool(report.error))
+            # An error tells where the handler was; without one it had not started.
+            return to(JobState.CANCELLED, error=bool(report.error), attempt=bool(report.error))
         case Ending.CRASHED if job.crashes + 1 >= max_crashes:
             return to(JobState.DISCARDED, error=True)
         case _ if job.attempt >= job.max_attempts:

@@ -136,3 +136,7 @@ def test_an_entry_of_errors_is_json_of_ascii_whatever_the_text(error: str, trace
     entry = error_entry(error, trace)
     assert entry.isascii()
     assert json.loads(entry) == {"error": error, "trace": trace}
+
+
+def test_a_job_that_is_cancelled_before_it_starts_spends_no_attempt() -> None:
+    assert not settle(job(), Report(Ending.CANCELLED), retry_delay=float, max_crashes=3).counts_attempt
