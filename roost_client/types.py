@@ -42,7 +42,9 @@ class Job(BaseModel):
     queue: str
     task: str
     args: dict[str, Any]
-    state: Annotated[str, AfterValidator(JobState)]  # typed as text, so that type checkers let it be compared with text
+    # Typed as text, so that type checkers let it be compared with text. Not the class itself as the validator: its
+    # signature differs between versions of Python, and pydantic refuses the one of 3.13.
+    state: Annotated[str, AfterValidator(lambda text: JobState(text))]
     priority: int
     attempt: int
     max_attempts: int
