@@ -1,0 +1,165 @@
+"""Carries a plan out, and hands what happened to the checker."""
+
+from __future__ import annotations
+
+import sys
+import threading
+import time
+from collections.abc import Callable
+
+import psycopg
+
+from chaos import ledger
+from chaos.application import Application
+from chaos.evidence import Evidence, Injected
+from chaos.faults import FAULTS, Fault
+from chaos.fleet import Master, now, title_of
+from chaos.ledger import Change
+from chaos.monitor import Monitor
+from chaos.plan import Plan, PlannedFault
+from chaos.stage import ChaosError, Stage
+from roostd import linux
+
+END_SECONDS = 120.0  # for what is left, once all faults are mended
+_REST_SECONDS = 5.0
+_STEP_SECONDS = 0.3  # in which the jobs of a step get going
+_SLOW_AT_ONCE = 2  # of three masters: one works on
+
+
+def run(plan: Plan, stage: Stage, skipped: dict[str, str]) -> Evidence:
+    linux.adopt_orphans()
+    monitor = Monitor(stage)
+    application = Application(stage, plan)
+    began_at, clock_offset = now(), time.time() - now()
+    injector = _Injector(stage)
+    try:
+        for master in stage.masters.values():
+            master.start()
+        for master in stage.masters.values():
+            stage.await_ready(master, 0)
+            stage.await_whole(master)
+        monitor.start()
+        application.start()
+        for planned in plan.faults:
+            application.step = planned.step
+            time.sleep(_STEP_SECONDS)
+            injector.inject(planned)
+        injector.await_slow()
+        application.step = plan.steps
+        _await_end(stage, application)
+        time.sleep(_REST_SECONDS)
+    except ChaosError as error:
+        injector.injected.append(Injected("campaign", "", now(), now(), failure=str(error)))
+    except BaseException:
+        stage.stopping.set()
+        raise
+    finally:
+        application.end()
+        monitor.end()
+        statuses = {name: master.stop() for name, master in stage.masters.items() if master.runs}
+    if application.failure is not None:
+        raise application.failure
+    left = _await_none(monitor)
+    with stage.connect() as conn:
+        return Evidence(
+            plan=plan,
+            told=application.told,
+            runs=ledger.read_runs(stage.ledger),
+            changes=[Change(*row) for row in conn.execute(ledger.CHANGES)],
+            rows=dict(conn.execute("SELECT id, state FROM roost.jobs").fetchall()),
+            waiting=dict(conn.execute(_WAITING).fetchall()),
+            injected=injector.injected,
+            killed_pids=frozenset(stage.killed_pids),
+            masters_of_workers=_workers(stage),
+            strays=monitor.strays,
+            samples=monitor.samples,
+            clock_offset=clock_offset,
+            left_processes=left,
+            exit_statuses=statuses,
+            skipped=skipped,
+            seconds=now() - began_at,
+        )
+
+
+_WAITING = """
+SELECT job_id, 'ready' FROM roost.ready UNION ALL SELECT job_id, 'scheduled' FROM roost.scheduled
+UNION ALL SELECT job_id, 'claims' FROM roost.claims
+"""
+
+
+class _Injector:
+    def __init__(self, stage: Stage) -> None:
+        self.injected: list[Injected] = []
+        self._stage = stage
+        self._slow: dict[str, threading.Thread] = {}  # by the master that is under it
+
+    def inject(self, planned: PlannedFault) -> None:
+        """Returns when the fault is over; of a slow one, when it has begun."""
+        fault = FAULTS[planned.fault]
+        self._await_slow(lambda: planned.target not in self._slow)
+        master = self._stage.masters[planned.target]
+        if not fault.slow:
+            self._act(fault, master, planned)
+            return
+        self._await_slow(lambda: len(self._slow) < _SLOW_AT_ONCE)
+        thread = threading.Thread(target=self._act, args=(fault, master, planned), name=planned.fault)
+        self._slow[planned.target] = thread
+        thread.start()
+
+    def await_slow(self) -> None:
+        self._await_slow(lambda: not self._slow)
+
+    def _await_slow(self, enough: Callable[[], bool]) -> None:
+        while True:
+            self._slow = {target: thread for target, thread in self._slow.items() if thread.is_alive()}
+            if enough():
+                return
+            next(iter(self._slow.values())).join(0.05)
+
+    def _act(self, fault: Fault, master: Master, planned: PlannedFault) -> None:
+        injected = Injected(planned.fault, planned.target, now(), formula=fault.formula)
+        self.injected.append(injected)
+        try:
+            injected.recovery_seconds = fault.act(self._stage, master, planned)
+        except (ChaosError, AssertionError, OSError, ValueError, TimeoutError, psycopg.Error) as error:
+            injected.failure = f"{type(error).__name__}: {error}"
+        injected.ended_at = now()
+        took = f"{injected.ended_at - injected.began_at:.1f} s"
+        recovery = "" if injected.recovery_seconds is None else f", recovered in {injected.recovery_seconds:.2f} s"
+        print(
+            f"{planned.step:4}  {planned.fault} {planned.target}: {took}{recovery} {injected.failure or ''}".rstrip(),
+            file=sys.stderr,
+            flush=True,
+        )
+
+
+def _await_end(stage: Stage, application: Application) -> None:
+    """Returns when every job is in a terminal state."""
+    stage.await_that(lambda: application.has_enqueued, "last enqueue")
+    stage.await_that(
+        lambda: stage.ask(
+            "SELECT NOT EXISTS (SELECT FROM roost.ready) AND NOT EXISTS (SELECT FROM roost.scheduled)"
+            " AND NOT EXISTS (SELECT FROM roost.claims)"
+        ),
+        "end of the last job",
+        END_SECONDS,
+    )
+
+
+def _await_none(monitor: Monitor) -> list[str]:
+    """What lives on a second after the last master has ended."""
+    deadline = now() + 3
+    while (left := monitor.orphans()) and now() < deadline:
+        time.sleep(0.05)
+    titles = [f"{pid} {title_of(pid)}" for pid in left]
+    for pid in left:
+        linux.kill_tree(pid)
+    return titles
+
+
+def _workers(stage: Stage) -> dict[str, str]:
+    return {
+        str(entry["worker"]): name
+        for name, master in stage.masters.items()
+        for entry in master.entries("worker.ready", "worker.registered", "worker.stopped")
+    }

@@ -1,0 +1,445 @@
+"""Judges a campaign by its evidence: what was promised and not kept. Pure.
+
+Each check is a generator of violations over the whole evidence, listed in CHECKS. What docs/guarantees.md allows is counted
+by cause in `Findings`, and anything without one of those causes is a violation.
+"""
+
+from __future__ import annotations
+
+import re
+import statistics
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+
+from chaos import fleet
+from chaos.evidence import Evidence, Injected
+from chaos.jobs import KINDS, PAUSED_QUEUE, Story
+from chaos.ledger import Change, Run
+
+TERMINAL = frozenset({"completed", "discarded", "cancelled"})
+
+# The bounds of recoveries, by the documented formulas. The median is held to them as they are, the longest to ALLOWANCE more
+# (for a loaded machine), and to as long as other faults were in force meanwhile.
+FORMULAS: Mapping[str, tuple[str, float]] = {
+    "child death": ("1 s", 1.0),
+    "master death": (
+        "orphan_stale_after + orphan_reaper_interval + poll_interval",
+        fleet.STALE_AFTER + fleet.REAPER_INTERVAL + fleet.POLL_INTERVAL,
+    ),
+    "PostgreSQL back": ("5 s", 5.0),
+    "lost NOTIFY": ("poll_interval", fleet.POLL_INTERVAL),
+}
+ALLOWANCE_SECONDS = 2.0
+
+# What a quiet process may have more than at its start, whatever the number of faults; and what its memory may grow a fault.
+MORE_FILES = 4
+MORE_FILES_OF_CHILD = 8  # a job's own, and the ledger's
+MORE_BYTES = 48 << 20
+MORE_BYTES_A_FAULT = 64 << 10
+
+# Faults that end a worker, or have it declared dead: only they may free its claims by the hands of others.
+DEADLY = frozenset(
+    {
+        "kill_master",
+        "replace_killed_master",
+        "kill_master_and_template",
+        "stop_master_until_stale",
+        "swallow_until_stale",
+    }
+)
+TERMINATING = frozenset({"replace_master", "skew_clock"})
+TEMPLATE_LOSS = frozenset({"kill_template"}) | DEADLY
+_SETTLING_SECONDS = 10.0  # in which what a fault brought about may come to light after it
+
+
+@dataclass(frozen=True, slots=True)
+class Violation:
+    check: str
+    what: str
+    job_id: int | None = None
+
+
+@dataclass(slots=True)
+class Findings:
+    """What was counted, beside what was found wrong."""
+
+    violations: list[Violation] = field(default_factory=list)
+    overlaps: Counter[str] = field(default_factory=Counter)
+    longest_overlap_seconds: float = 0.0
+    not_started: Counter[str] = field(default_factory=Counter)  # attempts counted that no handler started, by cause
+    not_counted: Counter[str] = field(default_factory=Counter)  # runs that counted no attempt, by cause
+    left_by_guarantee: int = 0  # processes that outlived a master and its template
+
+
+@dataclass(frozen=True, slots=True)
+class Claim:
+    """A claim from its making to its end, and the job's row as that end left it."""
+
+    made: Change
+    ended: Change | None
+    row: Change | None
+
+    @property
+    def counted(self) -> bool:
+        return self.row is not None and self.row.attempt == self.made.attempt
+
+
+class Case:
+    """Evidence put in the order that checks need."""
+
+    def __init__(self, evidence: Evidence) -> None:
+        self.evidence = evidence
+        self.kind_of = {
+            evidence.told.ids[job.key]: job.kind for job in evidence.plan.jobs if job.key in evidence.told.ids
+        }
+        self.runs: dict[int, list[Run]] = defaultdict(list)
+        self.changes: dict[int, list[Change]] = defaultdict(list)
+        for run in evidence.runs:
+            self.runs[run.job_id].append(run)
+        for change in evidence.changes:
+            self.changes[change.job_id].append(change)
+        self.runs_of_lease = {(run.job_id, run.lease): run for run in evidence.runs}
+
+    def story(self, job_id: int) -> Story:
+        return Story(self.runs.get(job_id, []), self.changes.get(job_id, []))
+
+    def claims(self, job_id: int) -> Iterator[Claim]:
+        changes = self.changes[job_id]
+        rows = {change.txid: change for change in changes if change.table == "job_rows"}
+        ends = {change.lease: change for change in changes if change.table == "claims" and change.op == "DELETE"}
+        for change in changes:
+            if change.table == "claims" and change.op == "INSERT":
+                end = ends.get(change.lease)
+                yield Claim(change, end, rows.get(end.txid) if end else None)
+
+    def monotonic(self, at: float) -> float:
+        return at - self.evidence.clock_offset
+
+    def faults(self, names: Iterable[str], target: str | None) -> Iterator[Injected]:
+        for injected in self.evidence.injected:
+            if injected.fault in names and target in (None, injected.target):
+                yield injected
+
+    def was_hit(self, names: Iterable[str], target: str | None, claim: Claim) -> bool:
+        """Whether such a fault was in force, or had just been, while a claim stood."""
+        assert claim.ended is not None
+        made_at, ended_at = self.monotonic(claim.made.at), self.monotonic(claim.ended.at)
+        return any(
+            each.began_at - 1 <= ended_at and made_at <= each.ended_at + _SETTLING_SECONDS
+            for each in self.faults(names, target)
+        )
+
+    def master_of(self, claim: Claim) -> str | None:
+        return self.evidence.masters_of_workers.get(claim.made.worker or "")
+
+
+def check(evidence: Evidence) -> Findings:
+    case, findings = Case(evidence), Findings()
+    for each in CHECKS:
+        findings.violations.extend(each(case, findings))
+    return findings
+
+
+# -- jobs
+
+
+def no_job_is_lost(case: Case, findings: Findings) -> Iterator[Violation]:
+    evidence = case.evidence
+    for job in evidence.plan.jobs:
+        job_id = evidence.told.ids.get(job.key)
+        if job_id is None:
+            yield Violation("lost", f"job {job.key} of the plan was never enqueued")
+            continue
+        state = evidence.rows.get(job_id)
+        if state is None:
+            yield Violation("lost", "its enqueue was acknowledged, and it has no row", job_id)
+        elif state not in TERMINAL:
+            where = evidence.waiting.get(job_id, "no table of what waits")
+            yield Violation("lost", f"a {job.kind} job is {state} at the end, in {where}", job_id)
+        elif job_id in evidence.waiting:
+            yield Violation("lost", f"it is {state}, and stands in {evidence.waiting[job_id]} still", job_id)
+
+
+def every_job_ends_as_its_kind_may(case: Case, findings: Findings) -> Iterator[Violation]:
+    for job_id, name in case.kind_of.items():
+        kind, state = KINDS[name], case.evidence.rows.get(job_id)
+        if state in TERMINAL and state not in kind.ends:
+            crashes = max((change.crashes or 0 for change in case.changes[job_id]), default=0)
+            if state != "discarded" or crashes < 3:  # that each crash has a cause is another check
+                yield Violation("wrong end", f"a {name} job ended {state}", job_id)
+        elif complaint := kind.holds(case.story(job_id)):
+            yield Violation("wrong story", f"a {name} job: {complaint}", job_id)
+
+
+def nothing_ends_twice(case: Case, findings: Findings) -> Iterator[Violation]:
+    for job_id, changes in case.changes.items():
+        states = [change.state for change in changes if change.table == "job_rows"]
+        for before, after in zip(states, states[1:], strict=False):
+            if before in TERMINAL:
+                yield Violation("ended twice", f"its row went from {before} to {after}", job_id)
+
+
+def results_are_of_the_lease_that_stands(case: Case, findings: Findings) -> Iterator[Violation]:
+    for job_id, changes in case.changes.items():
+        ended = {change.txid: change for change in changes if change.table == "claims" and change.op == "DELETE"}
+        for row in changes:
+            if row.table != "job_rows" or row.op != "UPDATE":
+                continue
+            claim = ended.get(row.txid)
+            if row.state == "completed" and claim is None:
+                yield Violation("old lease", "it was completed while no claim of it stood", job_id)
+            elif claim is not None and row.told_lease is not None and row.told_lease != claim.lease:
+                what = f"what it reported under lease {row.told_lease} was accepted under lease {claim.lease}"
+                yield Violation("old lease", what, job_id)
+            if row.state == "completed" and claim is not None:
+                run = case.runs_of_lease.get((job_id, claim.lease or 0))
+                if run is None or run.how != "returned":
+                    yield Violation("false completion", f"no handler returned under lease {claim.lease}", job_id)
+
+
+def leases_rise(case: Case, findings: Findings) -> Iterator[Violation]:
+    for job_id, changes in case.changes.items():
+        open_lease, last = None, 0
+        for change in changes:
+            if change.table != "claims" or change.op == "UPDATE":
+                continue
+            lease = change.lease or 0
+            if change.op == "DELETE":
+                open_lease = None
+            elif open_lease is not None:
+                yield Violation("leases", f"it was claimed under lease {lease} while {open_lease} stood", job_id)
+            elif lease <= last:
+                yield Violation("leases", f"lease {lease} came after {last}", job_id)
+            if change.op == "INSERT":
+                open_lease, last = lease, max(last, lease)
+
+
+def attempts_are_what_started(case: Case, findings: Findings) -> Iterator[Violation]:
+    killed: Counter[str] = Counter()
+    lost = 0
+    for job_id in list(case.changes):
+        for claim in case.claims(job_id):
+            if claim.ended is None:
+                continue
+            if claim.row is None:
+                yield Violation("attempts", f"the claim under lease {claim.made.lease} ended and left no trace", job_id)
+                continue
+            run = case.runs_of_lease.get((job_id, claim.made.lease or 0))
+            if run is None and claim.counted:
+                cause = _cause_of_count(case, claim)
+                if cause is None:
+                    error = claim.row.error or claim.row.state
+                    what = f"lease {claim.made.lease} never started and counts as an attempt ({error})"
+                    yield Violation("attempts", what, job_id)
+                    continue
+                findings.not_started[cause] += 1
+                if pid := _pid_in(claim.row.error):
+                    killed[pid] += 1
+                    if killed[pid] > 1:
+                        what = f"lease {claim.made.lease} is the second that child {pid} never started and that counts"
+                        yield Violation("attempts", what, job_id)
+                lost += cause == _LOSS
+            elif run is not None and not claim.counted:
+                cause = _cause_of_no_count(case, claim, run)
+                if cause is None:
+                    what = f"lease {run.lease} started ({run.how or 'cut short'}) and counts as no attempt"
+                    yield Violation("attempts", what, job_id)
+                else:
+                    findings.not_counted[cause] += 1
+    bound = fleet.ALL_CHILDREN * sum(1 for _ in case.faults(TEMPLATE_LOSS, None))
+    if lost > bound:
+        yield Violation(
+            "attempts", f"{lost} attempts were counted of jobs that dead children had not started, of {bound}"
+        )
+
+
+_LOSS = "its child was lost with its template or its worker before the handler began"
+
+
+def _cause_of_count(case: Case, claim: Claim) -> str | None:
+    """Why an attempt may count that no handler noted."""
+    assert claim.row is not None
+    error, master = claim.row.error or "", case.master_of(claim)
+    if _is_rescue(error):
+        return "its worker was lost: the database cannot tell whether it had started"
+    if (pid := _pid_in(error)) and int(pid) in case.evidence.killed_pids:
+        return "its child was killed before the handler began"
+    if error.startswith("WorkerCrash: ") and case.was_hit(TEMPLATE_LOSS, master, claim):
+        return _LOSS
+    if error.startswith("TimeoutError") and case.was_hit({"stop_child"}, master, claim):
+        return "its child was stopped before the handler began"
+    return None
+
+
+def _cause_of_no_count(case: Case, claim: Claim, run: Run) -> str | None:
+    if run.how == "SnoozeJob":
+        return "it asked to run later"
+    if run.how in ("JobInterrupted", None) and case.was_hit(TERMINATING, run.master, claim):
+        return "its worker was shut down"
+    return None
+
+
+def crashes_have_a_cause(case: Case, findings: Findings) -> Iterator[Violation]:
+    for job_id in list(case.changes):
+        crashes = 0
+        for claim in case.claims(job_id):
+            if claim.row is None or (claim.row.crashes or 0) <= crashes:
+                continue
+            crashes = claim.row.crashes or 0
+            pid = _pid_in(claim.row.error)
+            by_itself = case.kind_of.get(job_id, "").startswith("crashing")
+            if not by_itself and (pid is None or int(pid) not in case.evidence.killed_pids):
+                what = f"lease {claim.made.lease} counts as a crash, though nobody killed its child: {claim.row.error}"
+                yield Violation("crashes", what, job_id)
+
+
+def only_the_dead_are_rescued(case: Case, findings: Findings) -> Iterator[Violation]:
+    for job_id in list(case.changes):
+        for claim in case.claims(job_id):
+            if claim.row is None or not _is_rescue(claim.row.error or ""):
+                continue
+            master = case.master_of(claim)
+            if not case.was_hit(DEADLY | TERMINATING, master, claim):
+                what = f"lease {claim.made.lease} was taken from {master}, which was well: {claim.row.error}"
+                yield Violation("rescue", what, job_id)
+
+
+def nothing_of_a_paused_queue_is_claimed(case: Case, findings: Findings) -> Iterator[Violation]:
+    for job_id, changes in case.changes.items():
+        if not any(change.queue == PAUSED_QUEUE for change in changes[:1]):
+            continue
+        for change in changes:
+            if change.table != "claims" or change.op != "INSERT":
+                continue
+            for pause in case.evidence.told.pauses:
+                if (
+                    pause.began_at + 1 < change.at < pause.ended_at
+                ):  # a claim takes a moment, and so does the clock's answer
+                    late = change.at - pause.began_at
+                    yield Violation("paused", f"it was claimed {late:.1f} s after its queue was paused", job_id)
+
+
+def runs_overlap_only_as_guaranteed(case: Case, findings: Findings) -> Iterator[Violation]:
+    for job_id, runs in case.runs.items():
+        for number, run in enumerate(runs):
+            if not run.beside:
+                continue
+            earlier = next((each for each in reversed(runs[:number]) if each.pid == run.beside), None)
+            stop = _stop_over(case, earlier, run) if earlier else None
+            if earlier is None or stop is None:
+                what = f"lease {run.lease} ran in {run.pid} of {run.master} beside process {run.beside}"
+                what += f" of {earlier.master} under lease {earlier.lease}" if earlier else ""
+                findings.overlaps["none that is named"] += 1
+                yield Violation("overlap", what, job_id)
+                continue
+            findings.overlaps["its master was stopped past orphan_stale_after"] += 1
+            end = min(earlier.ended_at or stop.ended_at, run.ended_at or stop.ended_at)
+            findings.longest_overlap_seconds = max(findings.longest_overlap_seconds, end - run.started_at)
+
+
+def _stop_over(case: Case, earlier: Run, run: Run) -> Injected | None:
+    return next(
+        (
+            each
+            for each in case.faults({"stop_master_until_stale"}, earlier.master)
+            if earlier.started_at <= each.ended_at and each.began_at <= run.started_at <= each.ended_at
+        ),
+        None,
+    )
+
+
+# -- processes
+
+
+def nobody_is_left_behind(case: Case, findings: Findings) -> Iterator[Violation]:
+    for stray in case.evidence.strays:
+        # Where no cgroup contains them; see docs/guarantees.md.
+        allowed = stray.how == "orphan" and "sleep 600" in stray.title
+        if allowed and any(
+            each.began_at <= stray.at <= each.ended_at + 1 for each in case.faults({"kill_master_and_template"}, None)
+        ):
+            findings.left_by_guarantee += 1
+            continue
+        yield Violation("left behind", f"{stray.how} {stray.pid} {stray.title}")
+    for process in case.evidence.left_processes:
+        yield Violation("left behind", f"at the end: {process}")
+    for name, status in case.evidence.exit_statuses.items():
+        if status != 0:
+            yield Violation(
+                "exit", f"{name} ended with {'a kill, being stuck' if status is None else status} at SIGTERM"
+            )
+
+
+def nobody_grows(case: Case, findings: Findings) -> Iterator[Violation]:
+    by_process = defaultdict(list)
+    for sample in case.evidence.samples:
+        by_process[sample.master, sample.role, sample.pid].append(sample)
+    for (master, role, pid), samples in by_process.items():
+        if len(samples) < 10:
+            continue
+        files = min(s.open_files for s in samples[-5:]) - min(s.open_files for s in samples[:5])
+        if files > (MORE_FILES_OF_CHILD if role == "child" else MORE_FILES):
+            yield Violation("growth", f"{role} {pid} of {master} has {files} open files more than at its start")
+        faults = sum(samples[0].at <= each.began_at <= samples[-1].at for each in case.evidence.injected)
+        grown = min(s.rss_bytes for s in samples[-5:]) - min(s.rss_bytes for s in samples[:5])
+        if grown > MORE_BYTES + faults * MORE_BYTES_A_FAULT:
+            yield Violation("growth", f"{role} {pid} of {master} grew by {grown >> 20} MiB through {faults} faults")
+
+
+# -- recoveries
+
+
+def faults_are_recovered_from(case: Case, findings: Findings) -> Iterator[Violation]:
+    for injected in case.evidence.injected:
+        if injected.failure:
+            yield Violation("not recovered", f"{injected.fault} {injected.target}: {injected.failure}")
+        elif injected.formula is not None and injected.recovery_seconds is not None:
+            text, bound = FORMULAS[injected.formula]
+            beside = sum(overlap_seconds(injected, each) for each in case.evidence.injected if each is not injected)
+            if injected.recovery_seconds > bound + ALLOWANCE_SECONDS + beside:
+                what = f"{injected.formula}: {injected.fault} {injected.target} took {injected.recovery_seconds:.2f} s, of {text}"
+                yield Violation("slow recovery", what)
+    for formula, times in recoveries(case.evidence).items():
+        text, bound = FORMULAS[formula]
+        if len(times) > 2 and statistics.median(times) > bound:
+            yield Violation("slow recovery", f"{formula}: the median is {statistics.median(times):.2f} s, of {text}")
+
+
+def recoveries(evidence: Evidence) -> dict[str, list[float]]:
+    """The recovery times by formula, sorted."""
+    times = defaultdict(list)
+    for injected in evidence.injected:
+        if injected.formula is not None and injected.recovery_seconds is not None:
+            times[injected.formula].append(injected.recovery_seconds)
+    return {formula: sorted(times[formula]) for formula in FORMULAS if formula in times}
+
+
+def overlap_seconds(one: Injected, other: Injected) -> float:
+    return max(0.0, min(one.ended_at, other.ended_at) - max(one.began_at, other.began_at))
+
+
+def _is_rescue(error: str) -> bool:
+    return re.match("WorkerCrash: the worker (that ran it|was stopped)", error) is not None
+
+
+def _pid_in(error: str | None) -> str | None:
+    found = re.search(r"its process \(pid (\d+)\)", error or "")
+    return found[1] if found else None
+
+
+CHECKS: tuple[Callable[[Case, Findings], Iterator[Violation]], ...] = (
+    no_job_is_lost,
+    every_job_ends_as_its_kind_may,
+    nothing_ends_twice,
+    results_are_of_the_lease_that_stands,
+    leases_rise,
+    attempts_are_what_started,
+    crashes_have_a_cause,
+    only_the_dead_are_rescued,
+    nothing_of_a_paused_queue_is_claimed,
+    runs_overlap_only_as_guaranteed,
+    nobody_is_left_behind,
+    nobody_grows,
+    faults_are_recovered_from,
+)

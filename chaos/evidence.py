@@ -1,0 +1,80 @@
+"""What a campaign leaves for the checker. Pure data; times are monotonic, but epoch seconds where the database told them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+from chaos.ledger import Change, Run
+from chaos.plan import Plan
+
+
+@dataclass(slots=True)
+class Pause:
+    """When a queue was paused for certain, by the database's clock."""
+
+    began_at: float
+    ended_at: float = float("inf")
+
+
+@dataclass(slots=True)
+class Enqueued:
+    """What the database has acknowledged: ids by key."""
+
+    ids: dict[int, int] = field(default_factory=dict)
+    pauses: list[Pause] = field(default_factory=list)
+
+
+@dataclass(slots=True)
+class Injected:
+    """A fault that was injected. `formula` bounds `recovery_seconds`; `failure` says what went wrong."""
+
+    fault: str
+    target: str
+    began_at: float
+    ended_at: float = float("inf")
+    formula: str | None = None
+    recovery_seconds: float | None = None
+    failure: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Stray:
+    """A process that lived on without its parents ("orphan"), or stayed a zombie, for too long."""
+
+    at: float
+    pid: int
+    title: str
+    how: str
+
+
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """A process at a moment at which its master was whole."""
+
+    at: float
+    role: str  # "master", "template" or "child"
+    master: str
+    pid: int
+    open_files: int
+    rss_bytes: int
+
+
+@dataclass(slots=True, kw_only=True)
+class Evidence:
+    plan: Plan
+    told: Enqueued
+    runs: Sequence[Run] = ()
+    changes: Sequence[Change] = ()
+    rows: Mapping[int, str] = field(default_factory=dict)  # job id -> state
+    waiting: Mapping[int, str] = field(default_factory=dict)  # job id -> the table that holds it still
+    injected: Sequence[Injected] = ()
+    killed_pids: frozenset[int] = frozenset()  # children that faults killed
+    masters_of_workers: Mapping[str, str] = field(default_factory=dict)  # worker id -> name of the master
+    strays: Sequence[Stray] = ()
+    samples: Sequence[Sample] = ()
+    clock_offset: float = 0.0  # epoch minus monotonic
+    left_processes: Sequence[str] = ()
+    exit_statuses: Mapping[str, int | None] = field(default_factory=dict)
+    skipped: Mapping[str, str] = field(default_factory=dict)  # faults that this machine does not allow, and why
+    seconds: float = 0.0
