@@ -6,7 +6,7 @@ INSTALLED := .venv/.installed
 PIP_OPTIONS := --quiet --disable-pip-version-check
 DATABASE_TESTS := $(wildcard tests/store tests/client)
 
-.PHONY: install demo test check bench clean
+.PHONY: install demo test check bench chaos chaos-long chaos-mutants clean
 
 install: $(INSTALLED)
 
@@ -52,6 +52,16 @@ check: install
 
 bench: install
 	@$(PY) -m bench
+
+# SEED=... repeats a campaign; CHAOS_ARGS adds options (see `.venv/bin/python -m chaos --help`).
+chaos: install
+	@$(PY) -m chaos $(if $(SEED),--seed $(SEED)) $(CHAOS_ARGS)
+
+chaos-long: install
+	@$(PY) -m chaos --faults 1000 --jobs 50000 --limit 7200 $(if $(SEED),--seed $(SEED)) $(CHAOS_ARGS)
+
+chaos-mutants: install
+	@$(PY) -m chaos.mutate $(MUTANTS)
 
 clean:
 	rm -rf .venv build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis .roost

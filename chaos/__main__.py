@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import secrets
+import shlex
 import signal
 import sys
 from pathlib import Path
@@ -15,6 +16,7 @@ from chaos import report
 from chaos.campaign import run
 from chaos.checker import check
 from chaos.faults import FAULTS
+from chaos.jobs import KINDS
 from chaos.plan import make_plan
 from chaos.stage import ChaosError, Stage
 from roostd.embedded import EmbeddedError
@@ -25,6 +27,7 @@ from roostd.embedded import EmbeddedError
 @click.option("--faults", default=50, show_default=True, help="How many to inject.")
 @click.option("--jobs", default=5_000, show_default=True, help="How many to enqueue.")
 @click.option("--only", multiple=True, type=click.Choice([*FAULTS]), help="One kind of fault; may be repeated.")
+@click.option("--kind", multiple=True, type=click.Choice([*KINDS]), help="One kind of job; may be repeated.")
 @click.option("--limit", default=240, show_default=True, help="Seconds after which the campaign has failed.")
 @click.option("--show-plan", is_flag=True, help="Print the plan, and do nothing.")
 @click.option(
@@ -35,14 +38,20 @@ from roostd.embedded import EmbeddedError
     help="Where to keep the report, and the evidence of what went wrong.",
 )
 def main(
-    seed: int | None, faults: int, jobs: int, only: tuple[str, ...], limit: int, show_plan: bool, results: Path
+    seed: int | None,
+    faults: int,
+    jobs: int,
+    only: tuple[str, ...],
+    kind: tuple[str, ...],
+    limit: int,
+    show_plan: bool,
+    results: Path,
 ) -> None:
     """Breaks three daemons and their PostgreSQL in every way there is, and checks that no promise is broken."""
     if seed is None:
         seed = secrets.randbelow(1 << 31)
-    repeat = f"python -m chaos --seed {seed} --faults {faults} --jobs {jobs}" + "".join(
-        f" --only {name}" for name in only
-    )
+    chosen_options = [f" --only {name}" for name in only] + [f" --kind {shlex.quote(name)}" for name in kind]
+    repeat = f"python -m chaos --seed {seed} --faults {faults} --jobs {jobs}{''.join(chosen_options)}"
     print(f"seed {seed}: {repeat}", file=sys.stderr)
     signal.signal(signal.SIGTERM, _stop)
     signal.signal(signal.SIGALRM, _stop)
@@ -50,7 +59,13 @@ def main(
     chosen = only or tuple(FAULTS)
     if show_plan:
         kinds = {name: FAULTS[name].slow for name in chosen}
-        print("\n".join(make_plan(seed, faults=faults, jobs=jobs, kinds_of_fault=kinds).lines()))
+        print(
+            "\n".join(
+                make_plan(
+                    seed, faults=faults, jobs=jobs, kinds_of_fault=kinds, kinds_of_job=kind or tuple(KINDS)
+                ).lines()
+            )
+        )
         return
     try:
         with Stage() as stage:
@@ -58,7 +73,11 @@ def main(
             for name, reason in skipped.items():
                 print(f"left out: {name}: {reason}", file=sys.stderr)
             kinds = {name: FAULTS[name].slow for name in chosen if name not in skipped}
-            evidence = run(make_plan(seed, faults=faults, jobs=jobs, kinds_of_fault=kinds), stage, skipped)
+            evidence = run(
+                make_plan(seed, faults=faults, jobs=jobs, kinds_of_fault=kinds, kinds_of_job=kind or tuple(KINDS)),
+                stage,
+                skipped,
+            )
             findings = check(evidence)
             if findings.violations:
                 report.keep_stories(results, evidence, findings, stage.masters.values())

@@ -1,7 +1,7 @@
 """Judges a campaign by its evidence: what was promised and not kept. Pure.
 
-Each check is a generator of violations over the whole evidence, listed in CHECKS. What docs/guarantees.md allows is counted
-by cause in `Findings`, and anything without one of those causes is a violation.
+Each check is a generator of violations over the whole evidence, listed in CHECKS. What docs/guarantees.md allows is
+counted by cause in `Findings`, and anything without one of those causes is a violation.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import statistics
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
+from itertools import pairwise
 
 from chaos import fleet
 from chaos.evidence import Evidence, Injected
@@ -19,8 +20,8 @@ from chaos.ledger import Change, Run
 
 TERMINAL = frozenset({"completed", "discarded", "cancelled"})
 
-# The bounds of recoveries, by the documented formulas. The median is held to them as they are, the longest to ALLOWANCE more
-# (for a loaded machine), and to as long as other faults were in force meanwhile.
+# The bounds of recoveries, by the documented formulas. The median is held to them as they are, the longest to the
+# allowance more (for a loaded machine), and to as much as other faults were in force meanwhile.
 FORMULAS: Mapping[str, tuple[str, float]] = {
     "child death": ("1 s", 1.0),
     "master death": (
@@ -32,7 +33,7 @@ FORMULAS: Mapping[str, tuple[str, float]] = {
 }
 ALLOWANCE_SECONDS = 2.0
 
-# What a quiet process may have more than at its start, whatever the number of faults; and what its memory may grow a fault.
+# What a quiet process may have more than at its start, however many faults there were; and what its memory may grow.
 MORE_FILES = 4
 MORE_FILES_OF_CHILD = 8  # a job's own, and the ledger's
 MORE_BYTES = 48 << 20
@@ -175,7 +176,7 @@ def every_job_ends_as_its_kind_may(case: Case, findings: Findings) -> Iterator[V
 def nothing_ends_twice(case: Case, findings: Findings) -> Iterator[Violation]:
     for job_id, changes in case.changes.items():
         states = [change.state for change in changes if change.table == "job_rows"]
-        for before, after in zip(states, states[1:], strict=False):
+        for before, after in pairwise(states):
             if before in TERMINAL:
                 yield Violation("ended twice", f"its row went from {before} to {after}", job_id)
 
@@ -398,7 +399,8 @@ def faults_are_recovered_from(case: Case, findings: Findings) -> Iterator[Violat
             text, bound = FORMULAS[injected.formula]
             beside = sum(overlap_seconds(injected, each) for each in case.evidence.injected if each is not injected)
             if injected.recovery_seconds > bound + ALLOWANCE_SECONDS + beside:
-                what = f"{injected.formula}: {injected.fault} {injected.target} took {injected.recovery_seconds:.2f} s, of {text}"
+                took = f"{injected.fault} {injected.target} took {injected.recovery_seconds:.2f} s"
+                what = f"{injected.formula}: {took}, of {text}"
                 yield Violation("slow recovery", what)
     for formula, times in recoveries(case.evidence).items():
         text, bound = FORMULAS[formula]

@@ -1,4 +1,4 @@
-"""What a campaign leaves for the checker. Pure data; times are monotonic, but epoch seconds where the database told them."""
+"""What a campaign leaves for the checker. Times are monotonic, but epoch seconds where the database told them. Pure."""
 
 from __future__ import annotations
 
@@ -77,4 +77,4 @@ class Evidence:
     left_processes: Sequence[str] = ()
     exit_statuses: Mapping[str, int | None] = field(default_factory=dict)
     skipped: Mapping[str, str] = field(default_factory=dict)  # faults that this machine does not allow, and why
-    seconds: float = 0.0
+    seconds: float = 0.0  # that it took, from the first start to the last check

@@ -1,6 +1,6 @@
 """The faults: each breaks one thing, mends it, and returns when the one it hit is whole again.
 
-A new fault is a function with `@fault`. It gets the stage, the master that the plan chose, and the plan's dose and pick; it
+A new fault is a function with `@fault`. It gets the stage, the master that the plan chose, and its line of the plan; it
 returns how many seconds the recovery took where `formula` bounds it, else None.
 """
 
@@ -136,7 +136,7 @@ def stop_master(stage: Stage, master: Master, plan: PlannedFault) -> None:
 
 @fault(slow=True)
 def stop_master_until_stale(stage: Stage, master: Master, plan: PlannedFault) -> None:
-    """The others free its jobs while its children still run them: the one fault that may make a job run in two places."""
+    """The others free its jobs while its children still run them: the one fault by which runs may overlap."""
     ids = stage.await_that(lambda: stage.workers_of(master), f"row of {master.name}")
     master.signal(signal.SIGSTOP)
     try:
@@ -277,7 +277,13 @@ def lose_answer_to_claim(stage: Stage, master: Master, plan: PlannedFault) -> No
 
 @fault(formula="lost NOTIFY")
 def lose_notifications(stage: Stage, master: Master, plan: PlannedFault) -> float:
-    """Of all masters; a job that then comes into an idle queue is to be found by the next poll."""
+    """Of all masters; a job that then comes into an idle queue is to be found by the next poll.
+
+    Where there is other work, polls are many, and show nothing: so that is let end first, within limits.
+    """
+    quiet_until = now() + 6
+    while now() < quiet_until and not stage.ask(_QUIET):
+        time.sleep(0.05)
     for each in stage.masters:
         stage.proxy.swallow(each, "listen")
     try:
@@ -298,6 +304,12 @@ def lose_notifications(stage: Stage, master: Master, plan: PlannedFault) -> floa
     finally:
         for each in stage.masters:
             stage.proxy.unswallow(each)
+
+
+_QUIET = """
+SELECT NOT EXISTS (SELECT FROM roost.ready WHERE queue = 'work') AND NOT EXISTS (SELECT FROM roost.claims)
+   AND NOT EXISTS (SELECT FROM roost.scheduled WHERE scheduled_at < now() + interval '1.5 s')
+"""
 
 
 # -- limits of the system

@@ -1,4 +1,4 @@
-"""The masters of a campaign: real daemons in processes of their own, started, watched through /proc and their logs, ended."""
+"""The masters of a campaign: real daemons, started, watched through /proc and their logs, ended."""
 
 from __future__ import annotations
 

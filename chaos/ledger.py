@@ -1,8 +1,8 @@
 """What really happened to jobs, told by others than Roost: the handlers themselves, and triggers on its tables.
 
-Each process that runs handlers appends to a file of its own, one write a line, so a process that is killed loses nothing
-that it has written. Each run also holds a lock of the kernel's on its job, which a process loses as it dies, before anyone
-can be told of its death: so a second run that starts meanwhile knows for certain that the first still lives.
+Each process that runs handlers appends to a file of its own, one write a line, so one that is killed loses nothing that
+it has written. Each run also holds a lock of the kernel's on its job, which a process loses as it dies, before anyone is
+told of its death: so a second run that starts meanwhile knows for certain that the first still lives.
 
 Imported by handlers: the standard library only. Times are of CLOCK_MONOTONIC, which no skew of the wall clock touches.
 """
@@ -161,8 +161,10 @@ BEGIN
             CASE WHEN TG_OP = 'UPDATE' AND NEW.errors IS DISTINCT FROM OLD.errors THEN left(newest, 300) END);
     RETURN NULL;
 END $$;
-CREATE TRIGGER chaos_claim AFTER INSERT OR UPDATE OR DELETE ON roost.claims FOR EACH ROW EXECUTE FUNCTION chaos.note_claim();
-CREATE TRIGGER chaos_row AFTER INSERT OR UPDATE ON roost.job_rows FOR EACH ROW EXECUTE FUNCTION chaos.note_row();
+CREATE TRIGGER chaos_claim AFTER INSERT OR UPDATE OR DELETE ON roost.claims
+    FOR EACH ROW EXECUTE FUNCTION chaos.note_claim();
+CREATE TRIGGER chaos_row AFTER INSERT OR UPDATE ON roost.job_rows
+    FOR EACH ROW EXECUTE FUNCTION chaos.note_row();
 """
 
 CHANGES = """

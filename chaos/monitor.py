@@ -1,7 +1,7 @@
 """Looks at processes while a campaign runs: who outlives whom, who is left unburied, and who grows.
 
-The campaign is a subreaper, so a process that loses all of its ancestors becomes a child of the campaign's own: nothing can
-hide. What it finds is judged in `checker`.
+The campaign is a subreaper, so a process that loses all of its ancestors becomes a child of the campaign's own: nothing
+can hide. What it finds is judged in `checker`.
 """
 
 from __future__ import annotations

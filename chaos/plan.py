@@ -1,12 +1,12 @@
 """What a seed stands for: which jobs are enqueued and which faults are injected, in which order. Pure.
 
-A campaign goes in steps, one a fault: the jobs of a step are enqueued, then its fault is injected while they run. So how far
-a campaign is does not depend on how fast the machine is.
+A campaign goes in steps, one a fault: the jobs of a step are enqueued, then its fault is injected while they run. So
+how far a campaign is does not depend on how fast the machine is.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from random import Random
 
@@ -31,7 +31,7 @@ class PlannedJob:
 
 @dataclass(frozen=True, slots=True)
 class PlannedFault:
-    """`target` is a master. `dose` says how much, from 0 to 1, and `pick` which one of several; each fault reads them its way."""
+    """`target` is a master. `dose` says how much, from 0 to 1, `pick` which of several: each fault in its way."""
 
     step: int
     fault: str
@@ -61,14 +61,16 @@ class Plan:
             yield f"job {job.key}  step {job.step}  {job.kind}  {job.draft}"
 
 
-def make_plan(seed: int, *, faults: int, jobs: int, kinds_of_fault: Mapping[str, bool]) -> Plan:
+def make_plan(
+    seed: int, *, faults: int, jobs: int, kinds_of_fault: Mapping[str, bool], kinds_of_job: Sequence[str] = tuple(KINDS)
+) -> Plan:
     """The plan of a seed. Each kind of fault comes once before any comes again.
 
     `kinds_of_fault` says of each whether it is slow: those that follow such a one have other targets for a while.
     """
     return Plan(
         seed,
-        tuple(_jobs(Random(f"jobs {seed}"), jobs, faults)),
+        tuple(_jobs(Random(f"jobs {seed}"), jobs, faults, kinds_of_job)),
         tuple(_faults(Random(f"faults {seed}"), faults, kinds_of_fault)),
         {step: (step // _PAUSE_STEPS) % 2 == 0 for step in range(1, faults, _PAUSE_STEPS)},
     )
@@ -87,9 +89,8 @@ def _faults(dice: Random, number: int, kinds: Mapping[str, bool]) -> Iterator[Pl
         yield PlannedFault(step, kind, target, dice.random(), dice.random())
 
 
-def _jobs(dice: Random, number: int, steps: int) -> Iterator[PlannedJob]:
-    names = list(KINDS)
-    weights = [kind.weight for kind in KINDS.values()]
+def _jobs(dice: Random, number: int, steps: int, names: Sequence[str]) -> Iterator[PlannedJob]:
+    weights = [KINDS[name].weight for name in names]
     for key, kind in enumerate(dice.choices(names, weights, k=number)):
         step = key * steps // number
         draft = KINDS[kind].make(dice)

@@ -133,7 +133,7 @@ class Stage:
 
 
 def _mount(folder: Path) -> str | None:
-    """Mounts a small file system that only this process and its children see; returns why not, where it can't be done."""
+    """Mounts a small file system that only this process and its children see; returns why not, if it can't be done."""
     libc = ctypes.CDLL(None, use_errno=True)
     try:
         _check(libc.unshare(_CLONE_NEWNS))

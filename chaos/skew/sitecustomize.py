@@ -1,4 +1,4 @@
-"""Puts the wall clock of a Python process off by CHAOS_SKEW seconds; Python imports this by itself where it is on the path.
+"""Puts the wall clock of a Python process off by CHAOS_SKEW seconds; Python imports this by itself where it finds it.
 
 The monotonic clock stays as it is, as it does where an administrator sets a machine's clock wrong.
 """

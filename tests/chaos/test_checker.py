@@ -1,0 +1,379 @@
+"""Each check on evidence made by hand: silent on what is promised, red on each way to break it."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from chaos.checker import ALLOWANCE_SECONDS, CHECKS, FORMULAS, Findings, check, recoveries
+from chaos.evidence import Enqueued, Evidence, Injected, Pause, Sample, Stray
+from chaos.jobs import KINDS, Draft
+from chaos.ledger import Change, Run
+from chaos.plan import Plan, PlannedJob
+
+OFFSET = 1_000.0  # of the database's clock
+WORKERS = {"w1": "m1", "w2": "m2"}
+
+
+class Tale:
+    """Evidence of one job with key 0 and id 1, told event by event; each event comes a second after the one before."""
+
+    def __init__(self, kind: str = "short", **draft: Any) -> None:
+        self.at = 0.0
+        self.runs: list[Run] = []
+        self.changes: list[Change] = []
+        self.lease = 0
+        self.txid = 0
+        job = PlannedJob(0, kind, 0, replace(Draft("chaos_sleep"), **draft))
+        self.evidence = Evidence(
+            plan=Plan(1, (job,), (), {}), told=Enqueued({0: 1}), clock_offset=OFFSET, masters_of_workers=WORKERS
+        )
+        self.attempt = self.crashes = 0
+        self.row("available", op="INSERT")
+
+    def tick(self) -> float:
+        self.at += 1
+        return self.at
+
+    def note(self, table: str, op: str, **values: Any) -> None:
+        at = self.tick() + OFFSET
+        self.changes.append(Change(len(self.changes), at, self.txid, table, op, 1, **values))
+
+    def row(self, state: str, *, op: str = "UPDATE", **values: Any) -> Tale:
+        known = {"queue": "work", "scheduled_at": self.at + OFFSET, "attempt": self.attempt, "crashes": self.crashes}
+        self.note("job_rows", op, state=state, **(known | values))
+        self.evidence.rows = {1: state}
+        return self
+
+    def claim(self, worker: str = "w1", lease: int | None = None) -> Tale:
+        self.txid += 1
+        self.lease = lease or self.lease + 1
+        self.note("claims", "INSERT", lease=self.lease, worker=worker, attempt=self.attempt + 1)
+        return self
+
+    def start(self, pid: int = 10, master: str = "m1", beside: int = 0) -> Tale:
+        self.runs.append(Run(1, self.lease, self.attempt + 1, pid, master, self.tick(), beside=beside))
+        return self
+
+    def stop(self, how: str | None = "returned", run: int = -1) -> Tale:
+        self.runs[run] = replace(self.runs[run], ended_at=self.tick(), how=how)
+        return self
+
+    def settle(
+        self, state: str, *, counts: bool = True, lease: int | None = None, crash: bool = False, **told: Any
+    ) -> Tale:
+        """The claim ends in a transaction that leaves the row in `state`."""
+        self.txid += 1
+        self.note("claims", "DELETE", lease=lease or self.lease)
+        self.attempt += counts
+        self.crashes += crash
+        return self.row(state, **told)
+
+    def hit(self, fault: str, target: str = "m1", seconds: float = 1.0, **values: Any) -> Tale:
+        at = self.tick()
+        self.evidence.injected = [*self.evidence.injected, Injected(fault, target, at, at + seconds, **values)]
+        return self
+
+    def findings(self) -> Findings:
+        self.evidence.runs, self.evidence.changes = self.runs, self.changes
+        return check(self.evidence)
+
+    def complaints(self) -> list[str]:
+        return [violation.check for violation in self.findings().violations]
+
+
+def good() -> Tale:
+    return Tale().claim().start().stop().settle("completed", told_lease=1)
+
+
+def test_a_job_that_ran_and_completed_is_as_it_should_be() -> None:
+    assert good().complaints() == []
+
+
+# -- jobs
+
+
+def test_a_job_that_was_not_enqueued_or_has_no_row_is_lost() -> None:
+    tale = good()
+    tale.evidence.told = Enqueued()
+    assert tale.complaints() == ["lost"]
+    tale = good()
+    tale.evidence.rows = {}
+    assert tale.complaints() == ["lost"]
+
+
+def test_a_job_that_still_waits_at_the_end_is_lost() -> None:
+    assert Tale().complaints() == ["lost"]
+    assert Tale().claim().complaints() == ["lost"]
+
+
+def test_a_finished_job_that_stands_among_those_that_wait_is_lost() -> None:
+    tale = good()
+    tale.evidence.waiting = {1: "ready"}
+    assert tale.complaints() == ["lost"]
+
+
+def test_a_job_ends_only_as_its_kind_may() -> None:
+    assert "wrong end" in Tale().claim().start().stop("Planned").settle("discarded").complaints()
+    assert (
+        Tale("failing")
+        .claim()
+        .start()
+        .stop("Planned")
+        .settle("retryable")
+        .claim()
+        .start()
+        .stop("Planned")
+        .settle("discarded")
+        .complaints()
+        == []
+    )
+
+
+def test_a_job_that_faults_crashed_three_times_may_be_discarded() -> None:
+    tale = Tale()
+    tale.evidence.killed_pids = frozenset({10})
+    for state in ("retryable", "retryable", "discarded"):
+        tale.claim().start().stop(None).settle(state, crash=True, error="WorkerCrash: its process (pid 10) was killed")
+    assert tale.complaints() == []
+
+
+def test_a_story_must_be_that_of_its_kind() -> None:
+    assert Tale("retried").claim().start().stop().settle("completed", told_lease=1).complaints() == ["wrong story"]
+    early = Tale("scheduled")
+    early.changes[0] = replace(early.changes[0], scheduled_at=early.at + OFFSET + 60)
+    assert early.claim().start().stop().settle("completed").complaints() == ["wrong story"]
+    assert "wrong story" in Tale("cancelled waiting").claim().start().stop().settle("cancelled").complaints()
+
+
+def test_a_finished_job_that_ends_again_ended_twice() -> None:
+    assert "ended twice" in good().claim().start().stop().settle("completed", told_lease=2).complaints()
+    assert "ended twice" in good().row("retryable").complaints()
+
+
+def test_a_result_of_an_old_lease_is_found_by_the_lease_in_it() -> None:
+    tale = Tale().claim().start().stop(None).settle("retryable").claim().start().stop()
+    assert tale.settle("completed", told_lease=1).complaints() == ["old lease"]
+
+
+def test_a_failure_of_an_old_lease_is_found_by_the_lease_in_its_error() -> None:
+    tale = Tale().claim().start().stop("Planned").settle("retryable", told_lease=7, error="Planned: under lease 7")
+    assert tale.claim().start().stop().settle("completed", told_lease=2).complaints() == ["old lease"]
+
+
+def test_a_completion_without_a_claim_is_one_of_an_old_lease() -> None:
+    tale = Tale().claim().start().stop().settle("retryable")
+    tale.txid += 1
+    assert "old lease" in tale.row("completed").complaints()
+
+
+def test_a_completion_that_no_handler_returned_is_false() -> None:
+    assert Tale().claim().start().stop("ValueError").settle("completed").complaints() == ["false completion"]
+
+
+def test_leases_of_a_job_rise_and_no_two_stand_at_once() -> None:
+    assert "leases" in Tale().claim(lease=5).start().stop(None).settle("retryable").claim(lease=4).complaints()
+    assert "leases" in Tale().claim().claim().complaints()
+
+
+# -- attempts
+
+
+def test_an_attempt_that_counts_and_never_started_needs_a_cause() -> None:
+    unexplained = Tale().claim().settle("retryable").claim().start().stop().settle("completed", told_lease=2)
+    assert unexplained.complaints() == ["attempts"]
+
+
+def test_the_database_cannot_tell_whether_the_jobs_of_a_lost_worker_had_started() -> None:
+    tale = Tale().claim().hit("kill_master").settle("retryable", error="WorkerCrash: the worker that ran it was lost")
+    tale.claim(worker="w2").start().stop().settle("completed", told_lease=2)
+    assert tale.complaints() == []
+    assert sum(tale.findings().not_started.values()) == 1
+
+
+def test_a_killed_child_may_take_one_job_with_it_that_it_had_not_started_and_no_more() -> None:
+    tale = Tale()
+    tale.evidence.killed_pids = frozenset({10})
+    error = "WorkerCrash: its process (pid 10) was killed by signal 9 (SIGKILL)"
+    tale.claim().settle("retryable", crash=True, error=error)
+    assert tale.complaints() == ["lost"]
+    tale.claim().settle("retryable", crash=True, error=error)
+    assert "attempts" in tale.complaints()
+
+
+def test_a_run_that_counts_as_no_attempt_needs_a_cause() -> None:
+    def released(how: str | None, fault: str | None = None) -> Tale:
+        tale = Tale().claim().start()
+        if fault:
+            tale.hit(fault)
+        tale.stop(how).settle("available", counts=False)
+        return tale.claim().start().stop().settle("completed", told_lease=2)
+
+    assert released("returned").complaints() == ["attempts"]
+    assert released("JobInterrupted").complaints() == ["attempts"]
+    assert released("JobInterrupted", "replace_master").complaints() == []
+    assert released("SnoozeJob").complaints() == []
+
+
+def test_a_claim_that_ends_and_leaves_no_trace_is_found() -> None:
+    tale = Tale().claim().start().stop()
+    tale.txid += 1
+    tale.note("claims", "DELETE", lease=1)
+    tale.txid += 1
+    tale.row("completed")
+    assert "attempts" in tale.complaints()
+
+
+def test_a_crash_that_nobody_caused_is_found() -> None:
+    tale = (
+        Tale().claim().start().stop(None).settle("retryable", crash=True, error="WorkerCrash: its process (pid 10) x")
+    )
+    tale.claim().start().stop().settle("completed", told_lease=2)
+    assert tale.complaints() == ["crashes"]
+
+
+def test_a_rescue_from_a_worker_that_was_well_is_found() -> None:
+    def rescued(fault: str, target: str) -> list[str]:
+        tale = Tale().claim().start().hit(fault, target).stop(None)
+        tale.settle("retryable", error="WorkerCrash: the worker that ran it was lost")
+        return tale.claim().start().stop().settle("completed", told_lease=2).complaints()
+
+    assert rescued("kill_master", "m1") == []
+    assert rescued("kill_master", "m2") == ["rescue"]
+    assert rescued("kill_child", "m1") == ["rescue"]
+
+
+def test_a_claim_out_of_a_paused_queue_is_found() -> None:
+    tale = Tale("paused", queue="held")
+    tale.changes[0] = replace(tale.changes[0], queue="held")
+    tale.claim().start().stop().settle("completed", told_lease=1)
+    claimed_at = tale.changes[1].at
+    tale.evidence.told.pauses = [Pause(claimed_at + 0.1, claimed_at + 9), Pause(claimed_at - 9, claimed_at - 0.1)]
+    assert tale.complaints() == []
+    tale.evidence.told.pauses = [Pause(claimed_at - 9, claimed_at + 9)]
+    assert tale.complaints() == ["paused"]
+
+
+# -- overlaps
+
+
+def overlapping(fault: str, target: str) -> Tale:
+    tale = Tale().claim().start(pid=10, master="m1").hit(fault, target, seconds=5)
+    tale.settle("retryable", error="WorkerCrash: the worker that ran it was lost")
+    tale.claim(worker="w2").start(pid=20, master="m2", beside=10)
+    return tale.stop(run=0).stop(run=1).settle("completed", told_lease=2)
+
+
+def test_runs_may_overlap_when_the_master_of_the_first_was_stopped_for_too_long() -> None:
+    findings = overlapping("stop_master_until_stale", "m1").findings()
+    assert [violation.check for violation in findings.violations] == []
+    assert findings.overlaps.total() == 1
+    assert findings.longest_overlap_seconds == 1.0
+
+
+def test_runs_that_overlap_for_any_other_cause_are_found() -> None:
+    assert overlapping("kill_master", "m1").complaints() == ["overlap"]
+    assert "overlap" in overlapping("stop_master_until_stale", "m2").complaints()
+
+
+# -- processes
+
+
+def test_an_orphan_and_a_zombie_are_found_but_for_what_may_outlive_a_master_and_its_template() -> None:
+    def left(fault: str, title: str, how: str) -> list[str]:
+        tale = good().hit(fault)
+        tale.evidence.strays = [Stray(tale.at + 0.5, 9, title, how)]
+        return tale.complaints()
+
+    assert left("kill_master", "sleep 600", "orphan") == ["left behind"]
+    assert left("kill_master_and_template", "sleep 600", "orphan") == []
+    assert left("kill_master_and_template", "sleep 600", "zombie") == ["left behind"]
+    assert left("kill_master_and_template", "roostd: child work", "orphan") == ["left behind"]
+
+
+def test_what_lives_on_at_the_end_and_who_does_not_end_well_are_found() -> None:
+    tale = good()
+    tale.evidence.left_processes = ["9 roostd: child"]
+    tale.evidence.exit_statuses = {"m1": 0, "m2": 1, "m3": None}
+    assert tale.complaints() == ["left behind", "exit", "exit"]
+
+
+@pytest.mark.parametrize("role", ["master", "template", "child"])
+def test_a_process_whose_files_or_memory_grow_is_found(role: str) -> None:
+    def grown(files: int, megabytes: int) -> list[str]:
+        tale = good()
+        tale.evidence.samples = [
+            Sample(float(n), role, "m1", 9, 20 + files * n // 20, (50 + megabytes * n // 20) << 20) for n in range(21)
+        ]
+        return tale.complaints()
+
+    assert grown(2, 10) == []
+    assert grown(20, 0) == ["growth"]
+    assert grown(0, 100) == ["growth"]
+
+
+# -- recoveries
+
+
+def test_a_fault_that_was_not_recovered_from_is_found() -> None:
+    assert good().hit("kill_child", failure="ChaosError: no successor").complaints() == ["not recovered"]
+
+
+@pytest.mark.parametrize("formula", FORMULAS)
+def test_a_recovery_is_held_to_its_formula(formula: str) -> None:
+    bound = FORMULAS[formula][1]
+
+    def recovered(*seconds: float, beside: float = 0.0) -> list[str]:
+        tale = good()
+        for each in seconds:
+            tale.at += 100
+            tale.hit("some_fault", formula=formula, recovery_seconds=each, seconds=30)
+        if beside:
+            tale.hit("another_fault", seconds=beside)
+        return tale.complaints()
+
+    assert recovered(bound, bound + ALLOWANCE_SECONDS) == []
+    assert recovered(bound + ALLOWANCE_SECONDS + 1) == ["slow recovery"]
+    assert recovered(bound + ALLOWANCE_SECONDS + 1, beside=5) == []
+    assert recovered(bound + 1, bound + 1, bound + 1) == ["slow recovery"]  # the median
+
+
+def test_recovery_times_are_sorted() -> None:
+    tale = good()
+    for seconds in (0.3, 0.1, 0.2):
+        tale.hit("kill_child", formula="child death", recovery_seconds=seconds)
+    assert recoveries(tale.evidence) == {"child death": [0.1, 0.2, 0.3]}
+
+
+# -- the whole
+
+
+def test_every_check_is_shown_red_here() -> None:
+    """A check that no test of this file makes complain would be trusted for nothing."""
+    shown = {"lost", "wrong end", "wrong story", "ended twice", "old lease", "false completion", "leases", "attempts"}
+    shown |= {
+        "crashes",
+        "rescue",
+        "paused",
+        "overlap",
+        "left behind",
+        "exit",
+        "growth",
+        "not recovered",
+        "slow recovery",
+    }
+    written = {word.split('"')[1] for each in CHECKS for word in _source(each).split("Violation(")[1:]}
+    assert written == shown
+
+
+def _source(function: Any) -> str:
+    import inspect
+
+    return inspect.getsource(function)
+
+
+def test_every_kind_of_job_may_end() -> None:
+    for name, kind in KINDS.items():
+        assert kind.ends, name
