@@ -141,7 +141,7 @@ def stop_master_until_stale(stage: Stage, master: Master, plan: PlannedFault) ->
     master.signal(signal.SIGSTOP)
     try:
         _await_freed(stage, ids)
-        time.sleep(plan.dose)
+        time.sleep(1 + 3 * plan.dose)  # in which the others run them
     finally:
         master.signal(signal.SIGCONT)
     stage.await_that(lambda: set(stage.workers_of(master)) - set(ids), f"new row of {master.name}")

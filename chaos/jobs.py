@@ -93,7 +93,7 @@ KINDS: dict[str, Kind] = {
     "short": Kind(lambda dice: Draft("chaos_sleep"), 66),
     "brief": Kind(lambda dice: Draft("chaos_sleep", {"seconds": round(dice.uniform(0.001, 0.05), 4)}), 20),
     "long": Kind(lambda dice: Draft("chaos_sleep", {"seconds": round(0.2 + 2.8 * dice.random() ** 3, 3)}), 4),
-    "longest": Kind(lambda dice: Draft("chaos_sleep", {"seconds": round(dice.uniform(5, 9), 3)}), 0.4),
+    "longest": Kind(lambda dice: Draft("chaos_sleep", {"seconds": round(dice.uniform(6, 14), 3)}), 0.4),
     "retried": Kind(lambda dice: Draft("chaos_fail", {"until": dice.randint(1, 3)}), 3, holds=_ran_after(1)),
     "failing": Kind(
         lambda dice: Draft("chaos_fail", {"until": 1_000}, max_attempts=2), 1, frozenset({"discarded"}), _failed_twice

@@ -1,8 +1,8 @@
 """What really happened to jobs, told by others than Roost: the handlers themselves, and triggers on its tables.
 
 Each process that runs handlers appends to a file of its own, one write a line, so one that is killed loses nothing that
-it has written. Each run also holds a lock of the kernel's on its job, which a process loses as it dies, before anyone is
-told of its death: so a second run that starts meanwhile knows for certain that the first still lives.
+it has written. Each run also locks its job by the kernel, and loses the lock as its process dies, before anyone is told
+of that: so a second run that starts meanwhile knows for certain that the first still lives.
 
 Imported by handlers: the standard library only. Times are of CLOCK_MONOTONIC, which no skew of the wall clock touches.
 """

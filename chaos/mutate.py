@@ -1,8 +1,8 @@
 """Shows that the campaign and the tests see what they are there to see: breaks Roost on purpose, one way at a time.
 
-A mutant is a patch in `mutants/`. Its first line says what it takes away, those with `try:` what may catch it:
-a campaign by its options, or files of tests. Each is applied to a copy of the tree, and what is tried runs there, in order, until
-something goes red; the same must be green without the patch. A mutant that nothing catches has survived, and that is a failure.
+A mutant is a patch in `mutants/`. Its first line says what it takes away, those with `try:` what may catch it: a
+campaign by its options, or files of tests. Each is applied to a copy of the tree, and what is tried runs there, in
+order, until one goes red; the same must be green without the patch. A mutant that nothing catches has survived: a failure.
 """
 
 from __future__ import annotations

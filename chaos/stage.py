@@ -58,6 +58,8 @@ class Stage:
             self._exits.callback(ctypes.CDLL(None).umount2, os.fsencode(self.disk), _MNT_DETACH)
         self.postgres = EmbeddedPostgres(self.disk / "postgres", settings=_SETTINGS)
         self.masters: dict[str, Master] = {}
+        self._asked: psycopg.Connection[Any] | None = None
+        self._asking = threading.Lock()
         self.stopping = threading.Event()
         self.killed_pids: set[int] = set()  # children that faults killed
 
@@ -84,24 +86,37 @@ class Stage:
             if master.runs:
                 master.process.kill()
                 master.process.wait()
+        if self._asked is not None:
+            self._asked.close()
         self._exits.close()
 
     @contextmanager
     def connect(self) -> Iterator[psycopg.Connection[Any]]:
         """A connection in autocommit, past the proxy."""
-        options = "-c statement_timeout=20s"
-        with psycopg.connect(
-            self.dsn, autocommit=True, application_name="chaos", options=options, connect_timeout=10
-        ) as conn:
+        with self._connect() as conn:
             yield conn
+
+    def _connect(self) -> psycopg.Connection[Any]:
+        return psycopg.connect(
+            self.dsn,
+            autocommit=True,
+            application_name="chaos",
+            options="-c statement_timeout=20s",
+            connect_timeout=10,
+        )
 
     def ask(self, statement: LiteralString, *parameters: Any) -> Any:
         """The first value of the answer, None where PostgreSQL does not answer now."""
-        try:
-            with self.connect() as conn:
-                row = conn.execute(statement, parameters or None).fetchone()
-        except psycopg.Error:
-            return None
+        with self._asking:
+            try:
+                if self._asked is None:
+                    self._asked = self._connect()
+                row = self._asked.execute(statement, parameters or None).fetchone()
+            except psycopg.Error:
+                if self._asked is not None:
+                    self._asked.close()
+                self._asked = None
+                return None
         return None if row is None else row[0]
 
     def await_that(self, look: Callable[[], T | None], what: str, seconds: float = PATIENCE_SECONDS) -> T:
