@@ -70,6 +70,7 @@ class Findings:
     longest_overlap_seconds: float = 0.0
     not_started: Counter[str] = field(default_factory=Counter)  # attempts counted that no handler started, by cause
     not_counted: Counter[str] = field(default_factory=Counter)  # runs that counted no attempt, by cause
+    crashed_out: int = 0  # jobs that faults crashed so often that they were discarded
     left_by_guarantee: int = 0  # processes that outlived a master and its template
 
 
@@ -167,7 +168,9 @@ def every_job_ends_as_its_kind_may(case: Case, findings: Findings) -> Iterator[V
         kind, state = KINDS[name], case.evidence.rows.get(job_id)
         if state in TERMINAL and state not in kind.ends:
             crashes = max((change.crashes or 0 for change in case.changes[job_id]), default=0)
-            if state != "discarded" or crashes < 3:  # that each crash has a cause is another check
+            if state == "discarded" and crashes == fleet.MAX_CRASHES:  # that each has a cause is another check
+                findings.crashed_out += 1
+            else:
                 yield Violation("wrong end", f"a {name} job ended {state}", job_id)
         elif complaint := kind.holds(case.story(job_id)):
             yield Violation("wrong story", f"a {name} job: {complaint}", job_id)

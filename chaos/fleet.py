@@ -27,6 +27,7 @@ POLL_INTERVAL = 0.5
 RECONNECT_DELAY = 0.5
 KILL_GRACE = 0.5
 SHUTDOWN_TIMEOUT = 1.0
+MAX_CRASHES = 3
 CHILDREN = 2  # of the pool that does the work
 ALL_CHILDREN = CHILDREN + 1  # with the one that waits for probes
 
@@ -44,7 +45,7 @@ orphan_reaper_interval = {REAPER_INTERVAL}
 orphan_stale_after = {STALE_AFTER}
 shutdown_timeout = {SHUTDOWN_TIMEOUT}
 kill_grace = {KILL_GRACE}
-max_crashes = 3
+max_crashes = {MAX_CRASHES}
 retry_strategy = {{ strategy = "fixed", delay = 0.2 }}
 [handlers]
 modules = ["chaos.handlers", "generation"]

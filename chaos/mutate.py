@@ -2,7 +2,7 @@
 
 A mutant is a patch in `mutants/`. Its first line says what it takes away, those with `try:` what may catch it: a
 campaign by its options, or files of tests. Each is applied to a copy of the tree, and what is tried runs there, in
-order, until one goes red; the same must be green without the patch. A mutant that nothing catches has survived: a failure.
+order, until one goes red; the same must be green without the patch. A mutant that nothing catches has survived.
 """
 
 from __future__ import annotations

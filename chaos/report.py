@@ -50,6 +50,7 @@ def summary(evidence: Evidence, findings: Findings) -> dict[str, Any]:
         "longest overlap seconds": round(findings.longest_overlap_seconds, 3),
         "attempts counted and not started, by cause": dict(findings.not_started),
         "runs that count as no attempt, by cause": dict(findings.not_counted),
+        "jobs discarded because faults crashed them too often": findings.crashed_out,
         "processes that outlived a master and its template": findings.left_by_guarantee,
         "violations": [asdict(violation) for violation in findings.violations],
     }
@@ -92,9 +93,9 @@ def table(evidence: Evidence, findings: Findings) -> str:
         lines += [
             f"| {what.removesuffix(', by cause').removesuffix(' by cause')} | {c} | {n} |" for c, n in counts.items()
         ]
-    outlived = "processes that outlived a master and its template"
     lines += [
-        f"| {outlived} | both were killed at once | {figures[outlived]} |",
+        f"| jobs discarded | faults killed their children too often | {findings.crashed_out} |",
+        f"| processes outlived a master and its template | both were killed at once | {findings.left_by_guarantee} |",
         "",
         f"Longest overlap of two runs of one job: {figures['longest overlap seconds']:.2f} s.",
     ]
