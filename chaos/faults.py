@@ -11,16 +11,17 @@ import resource
 import signal
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import wait
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 from chaos import fleet
 from chaos.fleet import Master, now
-from chaos.jobs import PROBE_QUEUE
+from chaos.jobs import PROBE_QUEUE, QUEUE
 from chaos.plan import PlannedFault
-from chaos.stage import Stage, ballast
-from roost_client import Roost
+from chaos.stage import ChaosError, Stage, ballast
+from roost_client import JobInsert, Roost
 
 Act = Callable[[Stage, Master, PlannedFault], float | None]
 
@@ -267,12 +268,12 @@ def swallow_until_stale(stage: Stage, master: Master, plan: PlannedFault) -> Non
 
 @fault()
 def lose_answer_to_completions(stage: Stage, master: Master, plan: PlannedFault) -> None:
-    _lose_answer(stage, master, "write")
+    _lose_answer(stage, master, plan, "write")
 
 
 @fault()
 def lose_answer_to_claim(stage: Stage, master: Master, plan: PlannedFault) -> None:
-    _lose_answer(stage, master, "claim")
+    _lose_answer(stage, master, plan, "claim")
 
 
 @fault(formula="lost NOTIFY")
@@ -431,9 +432,16 @@ def _back(stage: Stage) -> float:
     return now() - began
 
 
-def _lose_answer(stage: Stage, master: Master, purpose: str) -> None:
+def _lose_answer(stage: Stage, master: Master, plan: PlannedFault, purpose: str) -> None:
     happened = stage.proxy.lose_answer(master.name, purpose)
-    happened.result(30)
+    more = [JobInsert("chaos_sleep", {"key": -1 - plan.step, "seconds": 0.05}, queue=QUEUE, max_attempts=50)] * 12
+    with Roost(stage.dsn) as roost:
+        for _ in range(30):
+            if wait([happened], timeout=0.5).done:
+                break
+            roost.enqueue_many(more)  # the others may have been faster with all there was
+        else:
+            raise ChaosError(f"{master.name} sent no statement to {purpose}")
     _await_beat(stage, master)
 
 
