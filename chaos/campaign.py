@@ -23,7 +23,6 @@ from roostd import linux
 END_SECONDS = 120.0  # for what is left, once all faults are mended
 _REST_SECONDS = 5.0
 _STEP_SECONDS = 0.3  # in which the jobs of a step get going
-_SLOW_AT_ONCE = 2  # of three masters: one works on
 
 
 def run(plan: Plan, stage: Stage, skipped: dict[str, str]) -> Evidence:
@@ -101,7 +100,7 @@ class _Injector:
         if not fault.slow:
             self._act(fault, master, planned)
             return
-        self._await_slow(lambda: len(self._slow) < _SLOW_AT_ONCE)
+        self.await_slow()  # one at a time: the others are to have room for the jobs that are taken from it
         thread = threading.Thread(target=self._act, args=(fault, master, planned), name=planned.fault)
         self._slow[planned.target] = thread
         thread.start()
