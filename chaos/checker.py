@@ -382,11 +382,12 @@ def nobody_grows(case: Case, findings: Findings) -> Iterator[Violation]:
     for (master, role, pid), samples in by_process.items():
         if len(samples) < 10:
             continue
-        files = min(s.open_files for s in samples[-5:]) - min(s.open_files for s in samples[:5])
+        # Each of the last above each of the first: a child that was just forked is not yet with its master.
+        files = min(s.open_files for s in samples[-5:]) - max(s.open_files for s in samples[:5])
         if files > (MORE_FILES_OF_CHILD if role == "child" else MORE_FILES):
             yield Violation("growth", f"{role} {pid} of {master} has {files} open files more than at its start")
         faults = sum(samples[0].at <= each.began_at <= samples[-1].at for each in case.evidence.injected)
-        grown = min(s.rss_bytes for s in samples[-5:]) - min(s.rss_bytes for s in samples[:5])
+        grown = min(s.rss_bytes for s in samples[-5:]) - max(s.rss_bytes for s in samples[:5])
         if grown > MORE_BYTES + faults * MORE_BYTES_A_FAULT:
             yield Violation("growth", f"{role} {pid} of {master} grew by {grown >> 20} MiB through {faults} faults")
 
