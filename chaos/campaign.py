@@ -101,6 +101,7 @@ class _Injector:
             self._act(fault, master, planned)
             return
         self.await_slow()  # one at a time: the others are to have room for the jobs that are taken from it
+        self._stage.away.add(planned.target)
         thread = threading.Thread(target=self._act, args=(fault, master, planned), name=planned.fault)
         self._slow[planned.target] = thread
         thread.start()
@@ -123,6 +124,7 @@ class _Injector:
         except (ChaosError, AssertionError, OSError, ValueError, TimeoutError, psycopg.Error) as error:
             injected.failure = f"{type(error).__name__}: {error}"
         injected.ended_at = now()
+        self._stage.away.discard(planned.target)
         took = f"{injected.ended_at - injected.began_at:.1f} s"
         recovery = "" if injected.recovery_seconds is None else f", recovered in {injected.recovery_seconds:.2f} s"
         print(

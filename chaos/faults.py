@@ -425,10 +425,10 @@ def _await_beat(stage: Stage, *masters: Master) -> None:
 
 
 def _back(stage: Stage) -> float:
-    """Returns when every master that runs has found its way back; in how many seconds since PostgreSQL answers."""
+    """Returns when every master that is not away is back; in how many seconds since PostgreSQL answers."""
     stage.await_that(lambda: stage.ask("SELECT true"), "answer of PostgreSQL")
     began = now()
-    _await_beat(stage, *[each for each in stage.masters.values() if each.runs and fleet.state_of(each.pid) != "T"])
+    _await_beat(stage, *[each for each in stage.masters.values() if each.name not in stage.away])
     return now() - began
 
 

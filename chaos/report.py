@@ -131,6 +131,7 @@ def keep_stories(results: Path, evidence: Evidence, findings: Findings, masters:
             (folder / master.log_file.name).write_bytes(master.log_file.read_bytes())
     faults = [f"{each.began_at:.3f} to {each.ended_at:.3f}  {each.fault} {each.target}" for each in evidence.injected]
     (folder / "faults.txt").write_text("\n".join(faults) + "\n")
+    (folder / "samples.txt").write_text("".join(f"{sample}\n" for sample in evidence.samples))
     jobs = list(dict.fromkeys(violation.job_id for violation in findings.violations if violation.job_id is not None))
     for job_id in jobs[:_STORIES]:
         complaints = [f"{each.check}: {each.what}" for each in findings.violations if each.job_id == job_id]

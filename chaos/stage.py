@@ -60,6 +60,7 @@ class Stage:
         self.masters: dict[str, Master] = {}
         self._asked: psycopg.Connection[Any] | None = None
         self._asking = threading.Lock()
+        self.away: set[str] = set()  # masters under a slow fault: the others are not to wait for them
         self.stopping = threading.Event()
         self.killed_pids: set[int] = set()  # children that faults killed
 
