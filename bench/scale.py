@@ -16,7 +16,7 @@ class Scale:
     enqueue_rounds: int = 3
     backlog_rows: int = 1_000_000
     backlog_jobs: int = 10_000
-    backlog_rounds: int = 5
+    backlog_rounds: int = 15
     idle_seconds: float = 20.0
     many_children: int = 16
 
