@@ -12,7 +12,7 @@ import signal
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import wait
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -331,12 +331,7 @@ def exhaust_files_of_master(stage: Stage, master: Master, plan: PlannedFault) ->
 
 @fault()
 def exhaust_files_of_template(stage: Stage, master: Master, plan: PlannedFault) -> None:
-    (template,) = master.templates()
-    child = _a_child(stage, master, plan)
-    with _no_more_files(template):
-        _kill_child(stage, child)
-        time.sleep(0.3 + plan.dose)
-    stage.await_that(lambda: child not in master.children() and master.is_whole(), f"successor of child {child}")
+    _replace_child_under(_no_more_files, stage, master, plan)
 
 
 def _no_process_limit(stage: Stage) -> str | None:
@@ -347,12 +342,7 @@ def _no_process_limit(stage: Stage) -> str | None:
 
 @fault(refusal=_no_process_limit)
 def fail_fork(stage: Stage, master: Master, plan: PlannedFault) -> None:
-    (template,) = master.templates()
-    child = _a_child(stage, master, plan)
-    with _no_more_processes(template):
-        _kill_child(stage, child)
-        time.sleep(0.3 + plan.dose)
-    stage.await_that(lambda: child not in master.children() and master.is_whole(), f"successor of child {child}")
+    _replace_child_under(_no_more_processes, stage, master, plan)
 
 
 # -- what they share
@@ -365,6 +355,18 @@ def _a_child(stage: Stage, master: Master, plan: PlannedFault) -> int:
     used = [pid for pid in children if fleet.title_of(pid) != "roostd: child idle"]
     among = used or children
     return among[int(plan.pick * len(among))]
+
+
+def _replace_child_under(
+    limit: Callable[[int], AbstractContextManager[None]], stage: Stage, master: Master, plan: PlannedFault
+) -> None:
+    """Kills a child while the template is under this limit for a time; its successor must come after that."""
+    (template,) = master.templates()
+    child = _a_child(stage, master, plan)
+    with limit(template):
+        _kill_child(stage, child)
+        time.sleep(0.3 + plan.dose)
+    stage.await_that(lambda: child not in master.children() and master.is_whole(), f"successor of child {child}")
 
 
 def _signal(pid: int, number: int) -> None:

@@ -20,13 +20,14 @@ import pytest
 from psycopg import sql
 from psycopg.conninfo import make_conninfo
 
+from chaos.fleet import title_of
 from roost_client import JobState, Roost
 from roostd.ctl.demo import checks
 from roostd.ctl.demo.checks import CHECKS, Check, CheckFailed, Scene, run_checks
 from roostd.ctl.demo.workload import MAX_FILES, _display, _library_files
 from roostd.embedded import EmbeddedPostgres, running_dsn
 from tests.ctl.conftest import COMMAND, read_terminal
-from tests.system.daemon import Daemon, eventually, title_of
+from tests.system.daemon import Daemon, eventually
 
 pytestmark = pytest.mark.daemon
 

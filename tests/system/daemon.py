@@ -14,11 +14,14 @@ import sys
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import IO, Any, Self, TypeVar
 
 import pytest
+
+from chaos.fleet import state_of, title_of
+from roostd import linux
 
 T = TypeVar("T")
 Entry = dict[str, Any]
@@ -163,7 +166,7 @@ class Daemon:
         """The dead among the processes below the daemon that nobody has asked for their status."""
         pending, found = [self.pid], []
         while pending:
-            for child in children_of(pending.pop()):
+            for child in linux.children_of(pending.pop()):
                 pending.append(child)
                 if state_of(child) == "Z":
                     found.append(child)
@@ -268,31 +271,8 @@ class Daemon:
 # -- processes
 
 
-def title_of(pid: int) -> str:
-    try:
-        return Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace").strip()
-    except OSError:
-        return ""
-
-
-def state_of(pid: int) -> str:
-    """R, S, D, T, Z as in proc(5); empty when it is gone."""
-    try:
-        return Path(f"/proc/{pid}/stat").read_text(errors="replace").rpartition(")")[2].split()[0]
-    except OSError:
-        return ""
-
-
 def is_alive(pid: int) -> bool:
     return state_of(pid) not in ("", "Z")
-
-
-def children_of(pid: int) -> Iterator[int]:
-    try:
-        for task in Path(f"/proc/{pid}/task").iterdir():
-            yield from map(int, (task / "children").read_text().split())
-    except OSError:
-        return
 
 
 def cpu_seconds(pid: int) -> float:

@@ -10,8 +10,9 @@ from pathlib import Path
 import psycopg
 from psycopg.conninfo import make_conninfo
 
+from chaos.fleet import title_of
 from tests.system.conftest import StartDaemon
-from tests.system.daemon import HANDLERS, Daemon, cpu_seconds, eventually, title_of
+from tests.system.daemon import HANDLERS, Daemon, cpu_seconds, eventually
 from tests.system.jobs import Jobs
 
 IDLE_SECONDS = 5.0
