@@ -11,6 +11,7 @@ class Orphans:
     """The processes that this one adopted: what a dead child's job left behind."""
 
     def __init__(self) -> None:
+        self.left = False  # some are dying yet, or have come meanwhile: to be called again soon
         self._killed: set[int] = set()  # not reaped yet: dying may take a moment
 
     def end(self, ours: set[int]) -> list[int]:
@@ -27,6 +28,7 @@ class Orphans:
                 self._killed.add(pid)
                 killed.append(pid)
                 self._reap(pid)
+        self.left = any(pid not in ours for pid in linux.children_of(os.getpid()))
         return killed
 
     def _reap(self, pid: int) -> bool:

@@ -796,6 +796,8 @@ class Master:
         killed = self._orphans.end(self._keep_pids | {template.pid for template in self._templates.values()})
         if killed:
             _log.info("orphan.killed", pids=killed)
+        if self._orphans.left:
+            self._loop.call_later(0.1, self._reap)
 
     # -- jobs ---------------------------------------------------------------------------------------------------
 

@@ -9,6 +9,7 @@ from uuid import uuid4
 
 import pytest
 
+from chaos.fleet import state_of
 from tests.system.conftest import StartDaemon
 from tests.system.daemon import Daemon, eventually, is_alive
 from tests.system.jobs import Jobs
@@ -139,6 +140,7 @@ def test_a_grandchild_in_its_own_session_dies_with_the_job(shared_daemon: Daemon
     grandchild = int(daemon.wait_text(f"{task}.pid"))
     assert jobs.wait(job).state == "discarded"
     eventually(lambda: not is_alive(grandchild), f"end of the grandchild {grandchild}")
+    eventually(lambda: state_of(grandchild) == "", f"burial of the grandchild {grandchild}", seconds=10)
     assert_at_full_strength(daemon, jobs)
 
 
