@@ -28,6 +28,9 @@ SQL: dict[str, LiteralString] = {
 # For the connections that claim, complete and settle. The tables change from empty to a million rows and back faster
 # than statistics follow, and every statement reads by key: so no plan but nested loops over indexes is ever right,
 # and planning each time is a tenth of the claim's cost.
+# Where these statements look rows up by id they say `BETWEEN x AND x`. For `= x` the planner also considers the join
+# the other way round, every row of the table by its index and the batch for each: its choice whenever an ANALYZE found
+# the table emptied and not yet truncated, however much is in it by now.
 SESSION = (
     "SET enable_seqscan = off; SET enable_bitmapscan = off; SET enable_hashjoin = off; SET enable_mergejoin = off; "
     "SET enable_material = off; SET jit = off; SET plan_cache_mode = force_generic_plan; "

@@ -29,7 +29,7 @@ WITH candidate AS MATERIALIZED (
     SELECT j.id, nextval('roost.lease_seq') AS lease, j.attempt + 1 AS attempt, j.max_attempts, j.crashes,
            j.timeout_seconds, j.queue, j.task, j.args
       FROM (SELECT taken.job_id FROM taken ORDER BY taken.priority, taken.scheduled_at, taken.job_id) AS t
-      JOIN roost.job_rows j ON j.id = t.job_id AND j.state IN ('available', 'retryable')
+      JOIN roost.job_rows j ON j.id BETWEEN t.job_id AND t.job_id AND j.state IN ('available', 'retryable')
 ), claim AS (
     INSERT INTO roost.claims (job_id, lease, worker_id, attempt)
     SELECT job.id, job.lease, %(worker_id)s::uuid, job.attempt FROM job

@@ -11,12 +11,12 @@ WITH outcome AS MATERIALIZED (
 ), ended AS MATERIALIZED (
     DELETE FROM roost.claims
      USING outcome
-     WHERE claims.job_id = outcome.job_id AND claims.lease = outcome.lease
+     WHERE claims.job_id BETWEEN outcome.job_id AND outcome.job_id AND claims.lease = outcome.lease
     RETURNING claims.job_id, claims.lease, claims.attempt, claims.claimed_at, claims.cancel_requested, outcome.result
 )
 UPDATE roost.job_rows
    SET state = 'completed', attempt = ended.attempt, attempted_at = ended.claimed_at, completed_at = now(),
        cancel_requested = ended.cancel_requested, result = ended.result::jsonb
   FROM ended
- WHERE job_rows.id = ended.job_id AND job_rows.state IN ('available', 'retryable')
+ WHERE job_rows.id BETWEEN ended.job_id AND ended.job_id AND job_rows.state IN ('available', 'retryable')
 RETURNING ended.lease

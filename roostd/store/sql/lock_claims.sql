@@ -5,7 +5,7 @@
 -- LATERAL, not NOT EXISTS over what was locked: with no plan but nested loops that would be quadratic.
 SELECT held.lease
   FROM unnest(%(job_ids)s::bigint[], %(leases)s::bigint[]) AS o(job_id, lease)
-  JOIN roost.claims AS held ON held.job_id = o.job_id AND held.lease = o.lease
+  JOIN roost.claims AS held ON held.job_id BETWEEN o.job_id AND o.job_id AND held.lease = o.lease
   LEFT JOIN LATERAL (
        SELECT c.lease
          FROM roost.claims AS c

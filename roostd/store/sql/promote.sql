@@ -2,7 +2,7 @@
 -- Returns how many, and in how many seconds the next one is due (null: none).
 -- Called by: every master, at every poll. Locks: the scheduled rows it moves (SKIP LOCKED). Index: scheduled's primary key.
 WITH due AS MATERIALIZED (
-    SELECT s.scheduled_at, s.job_id
+    SELECT s.ctid AS row_id
       FROM roost.scheduled s
      WHERE s.scheduled_at <= now()
      ORDER BY s.scheduled_at, s.job_id
@@ -11,7 +11,7 @@ WITH due AS MATERIALIZED (
 ), taken AS (
     DELETE FROM roost.scheduled
      USING due
-     WHERE scheduled.scheduled_at = due.scheduled_at AND scheduled.job_id = due.job_id
+     WHERE scheduled.ctid = due.row_id
     RETURNING scheduled.queue, scheduled.priority, scheduled.scheduled_at, scheduled.job_id
 ), moved AS (
     INSERT INTO roost.ready (queue, priority, scheduled_at, job_id)

@@ -13,7 +13,7 @@ WITH outcome AS MATERIALIZED (
 ), ended AS MATERIALIZED (
     DELETE FROM roost.claims
      USING outcome
-     WHERE claims.job_id = outcome.job_id AND claims.lease = outcome.lease
+     WHERE claims.job_id BETWEEN outcome.job_id AND outcome.job_id AND claims.lease = outcome.lease
     RETURNING claims.job_id, claims.lease, claims.attempt, claims.claimed_at, claims.cancel_requested,
               CASE WHEN claims.cancel_requested AND outcome.state IS DISTINCT FROM 'discarded' THEN 'cancelled'
                    ELSE outcome.state END AS state,
@@ -32,7 +32,7 @@ WITH outcome AS MATERIALIZED (
            errors = CASE WHEN ended.error IS NULL THEN j.errors
                          ELSE roost.append_error(j.errors, ended.attempt, ended.error::jsonb, %(error_cap)s::integer) END
       FROM ended
-     WHERE j.id = ended.job_id AND j.state IN ('available', 'retryable')
+     WHERE j.id BETWEEN ended.job_id AND ended.job_id AND j.state IN ('available', 'retryable')
     RETURNING j.id, ended.lease, j.state, j.queue, j.priority, j.scheduled_at
 ), due AS (
     INSERT INTO roost.ready (queue, priority, scheduled_at, job_id)
