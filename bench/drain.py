@@ -13,7 +13,8 @@ from bench import rows
 from bench.figures import Aim, Figure, median, median_ratio
 from bench.rig import Rig, connect
 from bench.scale import Scale
-from roostd.store.statements import SESSION, SQL
+from roostd.core.frontier import everywhere
+from roostd.store.statements import SESSION, SQL, claim_parameters
 
 BATCH = 500
 DEADLINE_SECONDS = 60.0
@@ -56,7 +57,7 @@ def floor(dsn: str, jobs: int) -> float:
             "INSERT INTO roost.workers (id, name, hostname, pid, queues, concurrency) VALUES (%s, '', '', 0, '{}', 0)",
             (worker_id,),
         )
-        claim = {"worker_id": worker_id, "queues": ["default"], "limit": BATCH}
+        claim = claim_parameters(worker_id, everywhere(["default"]), BATCH)
         while claimed := conn.execute(SQL["claim"], claim, prepare=True).fetchall():
             conn.execute(
                 SQL["complete"],

@@ -20,3 +20,5 @@ class ClaimedJob(NamedTuple):
     queue: str
     task: str
     args: str
+    priority: int = 0
+    scheduled_at: str = ""  # as PostgreSQL prints it, for `core/frontier.py` alone: nothing here compares times

@@ -6,19 +6,27 @@ When to ask is decided in core/demand.py, for how many in core/pool.py.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, field
+from typing import TypeVar
 from uuid import UUID
 
 import structlog
 from psycopg import AsyncConnection
 
 from roostd.config import PoolConfig
-from roostd.core.demand import Demand, promote_in
+from roostd.core.demand import PROMOTE_BATCH, Demand, promote_in
+from roostd.core.frontier import PAST_SECONDS, Frontier, Looks, Range, everywhere
 from roostd.core.job import ClaimedJob
 from roostd.core.pool import Pool
 from roostd.master.database import DatabaseGone, Link
 from roostd.store import statements
+
+WARN_SECONDS = 0.25  # of a claim that looked everywhere and got little for it
+WARN_INTERVAL_SECONDS = 60.0
+
+_T = TypeVar("_T")
+_Timed = tuple[_T, float]  # an answer, and the seconds it took
 
 _log = structlog.get_logger()
 
@@ -30,6 +38,7 @@ class PoolRun:
     config: PoolConfig
     pool: Pool
     demand: Demand
+    frontier: Frontier = field(default_factory=Frontier)
 
 
 class Claimer:
@@ -60,6 +69,8 @@ class Claimer:
         self._loop = asyncio.get_running_loop()
         self._wake = asyncio.Event()
         self._promote_at = 0.0
+        self._promote_looks = Looks()
+        self._warn_at = 0.0
         self._idle_said: tuple[UUID, int, frozenset[str]] | None = None
         self._check_claims = False
 
@@ -103,7 +114,7 @@ class Claimer:
             got = 0
             for run in list(self._pools.values()):
                 if limit := self._demand(run):
-                    got += await self._claim(run, limit)
+                    got += await self._claim(run, limit, everywhere(run.config.queues))
             claimed += got
             busy = any(
                 run.pool.is_busy or run.pool.starting or run.pool.missing_children() for run in self._pools.values()
@@ -159,34 +170,59 @@ class Claimer:
             for run in list(self._pools.values()):
                 limit = self._demand(run)
                 if limit and run.demand.claim_at() <= now:
-                    await self._claim(run, limit)
+                    await self._claim(run, limit, run.frontier.ranges(run.config.queues, now))
             return
-        asked = [(run, limit) for run in list(self._pools.values()) if (limit := self._demand(run))]
+        asked = [
+            (run, limit, run.frontier.ranges(run.config.queues, now))
+            for run in list(self._pools.values())
+            if (limit := self._demand(run))
+        ]
+        past_seconds = None if self._promote_looks.due(now) else PAST_SECONDS
         worker_id = self._worker_id()
 
-        async def poll(conn: AsyncConnection) -> tuple[int, float | None, list[list[ClaimedJob]]]:
+        async def poll(
+            conn: AsyncConnection,
+        ) -> tuple[_Timed[tuple[int, float | None]], list[_Timed[list[ClaimedJob]]]]:
             async with conn.transaction():
-                promoted, next_in = await statements.promote(conn)
                 return (
-                    promoted,
-                    next_in,
-                    [await statements.claim(conn, worker_id, run.config.queues, limit) for run, limit in asked],
+                    await self._timed(statements.promote(conn, past_seconds)),
+                    [await self._timed(statements.claim(conn, worker_id, ranges, limit)) for _, limit, ranges in asked],
                 )
 
-        promoted, next_in, answers = await self._link.run(poll)
+        ((promoted, next_in), seconds), answers = await self._link.run(poll)
         self._promote_at = now + promote_in(promoted, next_in, self._poll_interval())
-        for (run, limit), jobs in zip(asked, answers, strict=True):
-            self._took(run, limit, jobs, now)
+        if past_seconds is None and promoted < PROMOTE_BATCH:
+            self._promote_looks.took(seconds, promoted, self._loop.time())
+        for (run, limit, ranges), answer in zip(asked, answers, strict=True):
+            self._took(run, limit, ranges, answer, now)
 
-    async def _claim(self, run: PoolRun, limit: int) -> int:
+    async def _claim(self, run: PoolRun, limit: int, ranges: list[Range]) -> int:
         worker_id = self._worker_id()
         asked_at = self._loop.time()
-        jobs = await self._link.run(lambda conn: statements.claim(conn, worker_id, run.config.queues, limit))
-        self._took(run, limit, jobs, asked_at)
-        return len(jobs)
+        answer = await self._link.run(lambda conn: self._timed(statements.claim(conn, worker_id, ranges, limit)))
+        self._took(run, limit, ranges, answer, asked_at)
+        return len(answer[0])
 
-    def _took(self, run: PoolRun, limit: int, jobs: list[ClaimedJob], asked_at: float) -> None:
-        run.demand.claimed(limit, len(jobs), asked_at, self._loop.time())
+    async def _timed(self, statement: Awaitable[_T]) -> _Timed[_T]:
+        started_at = self._loop.time()
+        return await statement, self._loop.time() - started_at
+
+    def _took(
+        self, run: PoolRun, limit: int, ranges: list[Range], answer: _Timed[list[ClaimedJob]], asked_at: float
+    ) -> None:
+        jobs, seconds = answer
+        now = self._loop.time()
+        run.demand.claimed(limit, len(jobs), asked_at, now)
+        run.frontier.claimed(ranges, jobs, seconds, now)
+        if run.frontier.looks.dear_seconds > WARN_SECONDS and now >= self._warn_at:
+            self._warn_at = now + WARN_INTERVAL_SECONDS
+            _log.warning(
+                "claim.slow",
+                pool=run.config.name,
+                seconds=round(seconds, 3),
+                hint="rows of jobs claimed long ago can't be removed while an older transaction is open; the oldest:"
+                " SELECT pid, xact_start, query FROM pg_stat_activity ORDER BY xact_start LIMIT 1",
+            )
         if jobs:
             self._on_claimed(run, jobs)
 

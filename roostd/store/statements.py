@@ -16,6 +16,7 @@ from uuid import UUID
 from psycopg import AsyncConnection
 
 from roost_client import JobState
+from roostd.core.frontier import Range
 from roostd.core.job import ClaimedJob
 from roostd.core.outcome import Settlement, error_entry
 
@@ -41,10 +42,21 @@ SESSION = (
 WRITE_SESSION = SESSION + "; SET lock_timeout = '50ms'"
 
 
-async def claim(conn: AsyncConnection, worker_id: UUID, queues: Sequence[str], limit: int) -> list[ClaimedJob]:
-    """Claims up to `limit` jobs of `queues`, best first."""
-    rows = await _run(conn, "claim", {"worker_id": worker_id, "queues": list(queues), "limit": limit})
-    return [ClaimedJob._make(row) for row in rows]
+async def claim(conn: AsyncConnection, worker_id: UUID, ranges: Sequence[Range], limit: int) -> list[ClaimedJob]:
+    """Claims up to `limit` jobs of `ranges`, best first."""
+    return [ClaimedJob._make(row) for row in await _run(conn, "claim", claim_parameters(worker_id, ranges, limit))]
+
+
+def claim_parameters(worker_id: UUID, ranges: Sequence[Range], limit: int) -> dict[str, Any]:
+    return {
+        "worker_id": worker_id,
+        "queues": [each.queue for each in ranges],
+        "priorities": [each.priority for each in ranges],
+        "scheduled_ats": [each.scheduled_at for each in ranges],
+        "job_ids": _bigints([each.job_id for each in ranges]),
+        "last_priorities": [each.last_priority for each in ranges],
+        "limit": limit,
+    }
 
 
 async def complete(
@@ -83,9 +95,12 @@ async def lock_claims(conn: AsyncConnection, job_ids: Sequence[int], leases: Seq
     return {row[0] for row in rows}
 
 
-async def promote(conn: AsyncConnection) -> tuple[int, float | None]:
-    """Makes due jobs ready; returns how many, and the seconds until the next one is due."""
-    ((jobs, next_in_seconds),) = await _run(conn, "promote", {})
+async def promote(conn: AsyncConnection, past_seconds: float | None = None) -> tuple[int, float | None]:
+    """Makes due jobs ready, only those of the last `past_seconds` if given.
+
+    Returns how many, and the seconds until the next one is due.
+    """
+    ((jobs, next_in_seconds),) = await _run(conn, "promote", {"past_seconds": past_seconds})
     return jobs, next_in_seconds
 
 

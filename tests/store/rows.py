@@ -13,6 +13,7 @@ from psycopg.rows import dict_row
 
 from roost_client import JobState
 from roost_client import statements as client_statements
+from roostd.core.frontier import everywhere
 from roostd.core.job import ClaimedJob
 from roostd.core.outcome import Settlement, error_entry
 from roostd.store import statements
@@ -106,7 +107,7 @@ async def enqueue(conn: Conn, count: int = 1, **columns: Any) -> list[int]:
 
 
 async def claim(conn: Conn, worker_id: UUID, limit: int = 100, queue: str = "default") -> list[ClaimedJob]:
-    return await statements.claim(conn, worker_id, [queue], limit)
+    return await statements.claim(conn, worker_id, everywhere([queue]), limit)
 
 
 def settlement(

@@ -12,6 +12,7 @@ from uuid import UUID, uuid4
 import psycopg
 import pytest
 
+from roostd.core.frontier import everywhere
 from roostd.core.job import ClaimedJob
 from roostd.store import statements
 from tests.store.rows import (
@@ -29,7 +30,7 @@ from tests.store.rows import (
 async def _claim_all(conn: Conn, worker_id: UUID, queues: Sequence[str], limit: int) -> list[list[ClaimedJob]]:
     """Claims until nothing is left; a list a claim."""
     batches = []
-    while batch := await statements.claim(conn, worker_id, queues, limit):
+    while batch := await statements.claim(conn, worker_id, everywhere(queues), limit):
         batches.append(batch)
     return batches
 
@@ -67,9 +68,12 @@ def test_a_claimed_job_has_the_values_of_its_row_and_of_the_claim(clean_dsn: str
             }
             (job_id,) = await enqueue(conn, **columns)
             await conn.execute("UPDATE roost.job_rows SET attempt = 1, crashes = 2, state = 'retryable'")
-            (job,) = await statements.claim(conn, worker_id, ["q"], 10)
+            (job,) = await statements.claim(conn, worker_id, everywhere(["q"]), 10)
             assert json.loads(job.args) == args
-            assert job._replace(args="", lease=0) == ClaimedJob(job_id, 0, 2, 3, 2, 7, "q", "t", "")
+            (row,) = await rows(conn, "SELECT scheduled_at::text FROM roost.job_rows")
+            assert job._replace(args="", lease=0) == ClaimedJob(
+                job_id, 0, 2, 3, 2, 7, "q", "t", "", 0, row["scheduled_at"]
+            )
             (claimed,) = await rows(conn, "SELECT * FROM roost.claims")
             del claimed["claimed_at"]
             assert claimed == {
@@ -91,11 +95,11 @@ def test_no_more_than_the_limit_is_claimed(clean_dsn: str) -> None:
                 await enqueue(conn, 20, queue=queue)
             for limit in (0, 1, 7, 25, 1000):
                 left = await value(conn, "SELECT count(*) FROM roost.ready")
-                claimed = await statements.claim(conn, worker_id, ["a", "b"], limit)
+                claimed = await statements.claim(conn, worker_id, everywhere(["a", "b"]), limit)
                 assert len(claimed) == min(limit, left)
                 assert await value(conn, "SELECT count(*) FROM roost.ready") == left - len(claimed)
-            assert await statements.claim(conn, worker_id, ["a", "b"], 10) == []
-            assert await statements.claim(conn, worker_id, [], 10) == []
+            assert await statements.claim(conn, worker_id, everywhere(["a", "b"]), 10) == []
+            assert await statements.claim(conn, worker_id, everywhere([]), 10) == []
 
     asyncio.run(main())
 
@@ -105,7 +109,7 @@ def test_a_queue_named_twice_gives_each_job_once(clean_dsn: str) -> None:
         async with await connect(clean_dsn) as conn:
             worker_id = await add_worker(conn)
             ids = await enqueue(conn, 5)
-            claimed = await statements.claim(conn, worker_id, ["default", "default"], 100)
+            claimed = await statements.claim(conn, worker_id, everywhere(["default", "default"]), 100)
             assert sorted(job.id for job in claimed) == ids
             await assert_each_job_is_in_its_place(conn)
 
@@ -143,12 +147,12 @@ def test_a_claim_does_not_wait_for_rows_that_another_holds(clean_dsn: str) -> No
             worker_id = await add_worker(conn)
             ids = await enqueue(conn, 10)
             async with other.transaction():
-                taken = await statements.claim(other, worker_id, ["default"], 4)
+                taken = await statements.claim(other, worker_id, everywhere(["default"]), 4)
                 assert [job.id for job in taken] == ids[:4]
-                claimed = await statements.claim(conn, worker_id, ["default"], 4)
+                claimed = await statements.claim(conn, worker_id, everywhere(["default"]), 4)
                 assert [job.id for job in claimed] == ids[4:8]
                 raise psycopg.Rollback
-            again = await statements.claim(conn, worker_id, ["default"], 10)
+            again = await statements.claim(conn, worker_id, everywhere(["default"]), 10)
             assert [job.id for job in again] == ids[:4] + ids[8:]
 
     asyncio.run(main())
@@ -161,7 +165,7 @@ def test_a_later_claim_of_a_job_has_a_larger_lease(clean_dsn: str) -> None:
             await enqueue(conn)
             leases = []
             for _ in range(5):
-                (job,) = await statements.claim(conn, worker_id, ["default"], 1)
+                (job,) = await statements.claim(conn, worker_id, everywhere(["default"]), 1)
                 leases.append(job.lease)
                 await statements.remove_workers(conn, [worker_id])
                 await statements.rescue(conn, reason="gone", error_cap=10)
@@ -179,9 +183,9 @@ def test_a_paused_queue_gives_nothing_until_it_is_resumed(clean_dsn: str) -> Non
             (resumed,) = await enqueue(conn, queue="resumed")
             await conn.execute("INSERT INTO roost.queues (name, paused) VALUES ('paused', true), ('resumed', false)")
             both = ["paused", "resumed"]
-            assert [job.id for job in await statements.claim(conn, worker_id, both, 10)] == [resumed]
+            assert [job.id for job in await statements.claim(conn, worker_id, everywhere(both), 10)] == [resumed]
             await conn.execute("UPDATE roost.queues SET paused = false")
-            assert [job.id for job in await statements.claim(conn, worker_id, both, 10)] == [paused]
+            assert [job.id for job in await statements.claim(conn, worker_id, everywhere(both), 10)] == [paused]
 
     asyncio.run(main())
 
@@ -191,7 +195,7 @@ def test_a_worker_without_a_row_claims_nothing(clean_dsn: str) -> None:
         async with await connect(clean_dsn) as conn:
             await enqueue(conn, 3)
             await add_worker(conn)
-            assert await statements.claim(conn, uuid4(), ["default"], 10) == []
+            assert await statements.claim(conn, uuid4(), everywhere(["default"]), 10) == []
             assert await value(conn, "SELECT count(*) FROM roost.ready") == 3
 
     asyncio.run(main())
@@ -225,11 +229,11 @@ def test_any_name_of_a_queue_is_just_characters(clean_dsn: str, queue: str) -> N
                 await enqueue(conn, queue=other)
             (job_id,) = await enqueue(conn, queue=queue)
             await conn.execute("INSERT INTO roost.queues (name, paused) VALUES (%s, true)", (queue,))
-            assert await statements.claim(conn, worker_id, [queue], 10) == []
+            assert await statements.claim(conn, worker_id, everywhere([queue]), 10) == []
             await conn.execute("UPDATE roost.queues SET paused = false")
-            assert [(job.id, job.queue) for job in await statements.claim(conn, worker_id, [queue], 10)] == [
-                (job_id, queue)
-            ]
+            assert [
+                (job.id, job.queue) for job in await statements.claim(conn, worker_id, everywhere([queue]), 10)
+            ] == [(job_id, queue)]
 
     asyncio.run(main())
 
@@ -312,7 +316,7 @@ def test_the_cost_of_the_statements_does_not_depend_on_the_backlog(
     _fill(conn, count)
     if analyse:
         conn.execute(analyse)
-    claim = {"queues": QUEUES, "limit": LIMIT, "worker_id": worker_id}
+    claim = statements.claim_parameters(worker_id, everywhere(QUEUES), LIMIT)
     for _ in range(2):
         _assert_bounded(_explain(conn, "claim", claim), most=LIMIT * len(QUEUES))
     claims = conn.execute("SELECT job_id, lease FROM roost.claims ORDER BY lease").fetchall()
@@ -339,5 +343,5 @@ def test_the_cost_of_the_statements_does_not_depend_on_the_backlog(
     conn.execute(
         "UPDATE roost.job_rows j SET scheduled_at = s.scheduled_at FROM roost.scheduled s WHERE s.job_id = j.id"
     )
-    _assert_bounded(_explain(conn, "promote", {}), most=max(rest, 1))
+    _assert_bounded(_explain(conn, "promote", {"past_seconds": None}), most=max(rest, 1))
     assert conn.execute("SELECT count(*) FROM roost.scheduled").fetchone() == (0,)

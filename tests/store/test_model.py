@@ -33,6 +33,7 @@ from hypothesis.stateful import (
 from psycopg.rows import dict_row
 
 from roost_client import JobInsert, JobState, JobStateError, Roost, enqueue_many
+from roostd.core.frontier import everywhere
 from roostd.core.job import ClaimedJob
 from roostd.core.lifecycle import AVAILABLE, CANCELLED, COMPLETED, DISCARDED, EXECUTING, RETRYABLE, TERMINAL
 from roostd.core.outcome import Ending, Report, Settlement, settle
@@ -441,7 +442,7 @@ class Histories(RuleBasedStateMachine):
     def ask(self, slot: int, queues: Sequence[str], limit: int) -> tuple[list[ClaimedJob], list[Job]]:
         """Has a worker claim, and compares what it gets; in the model nothing is claimed yet."""
         expected = self.next_ready(self.workers[slot], queues, limit)
-        got = self.world.run(statements.claim(self.world.stores[slot], self.workers[slot], queues, limit))
+        got = self.world.run(statements.claim(self.world.stores[slot], self.workers[slot], everywhere(queues), limit))
         assert [
             (j.id, j.attempt, j.max_attempts, j.crashes, j.timeout_seconds, j.queue, j.task, json.loads(j.args))
             for j in got
@@ -680,9 +681,11 @@ class Histories(RuleBasedStateMachine):
         left = unfinished.keys() - {job_id for job_id, state in freed.items() if state in TERMINAL}
         able = {job_id for job_id in left if unfinished[job_id].queue not in self.paused}
         worker_id = await add_worker(store)
-        assert {job.id for job in await statements.claim(store, worker_id, QUEUES, len(left) + 1)} == able
+        assert {job.id for job in await statements.claim(store, worker_id, everywhere(QUEUES), len(left) + 1)} == able
         await store.execute("UPDATE roost.queues SET paused = false")
-        assert {job.id for job in await statements.claim(store, worker_id, QUEUES, len(left) + 1)} == left - able
+        assert {
+            job.id for job in await statements.claim(store, worker_id, everywhere(QUEUES), len(left) + 1)
+        } == left - able
 
     def shown(self, job: Job) -> dict[str, Any]:
         """The row of LOOK that stands for the job."""

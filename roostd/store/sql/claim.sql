@@ -1,4 +1,4 @@
--- Claims up to `limit` jobs of the queues that may run now, best first, under a new lease each.
+-- Claims up to `limit` jobs of the ranges of queues that may run now, best first, under a new lease each.
 -- Called by: the master, whenever a pool has room.
 -- Locks: the ready rows it takes (SKIP LOCKED: claimers never wait for each other).
 -- Index: ready's primary key, one range a queue, read from its beginning; job_rows by id.
@@ -7,11 +7,14 @@
 -- A worker that was declared dead (its row is gone) claims nothing.
 WITH candidate AS MATERIALIZED (
     SELECT r.row_id, r.priority, r.scheduled_at, r.job_id
-      FROM unnest(%(queues)s::text[]) AS q(name)
+      FROM unnest(%(queues)s::text[], %(priorities)s::integer[], %(scheduled_ats)s::timestamptz[], %(job_ids)s::bigint[],
+                  %(last_priorities)s::integer[])
+           AS q(name, priority, scheduled_at, job_id, last_priority)
      CROSS JOIN LATERAL (
            SELECT ready.ctid AS row_id, ready.priority, ready.scheduled_at, ready.job_id
              FROM roost.ready
-            WHERE ready.queue = q.name COLLATE "C"
+            WHERE ready.queue = q.name COLLATE "C" AND ready.priority <= q.last_priority
+              AND (ready.priority, ready.scheduled_at, ready.job_id) > (q.priority, q.scheduled_at, q.job_id)
             ORDER BY ready.priority, ready.scheduled_at, ready.job_id
             LIMIT %(limit)s::integer
               FOR UPDATE SKIP LOCKED
@@ -27,12 +30,13 @@ WITH candidate AS MATERIALIZED (
     RETURNING ready.job_id, ready.priority, ready.scheduled_at
 ), job AS MATERIALIZED (
     SELECT j.id, nextval('roost.lease_seq') AS lease, j.attempt + 1 AS attempt, j.max_attempts, j.crashes,
-           j.timeout_seconds, j.queue, j.task, j.args
+           j.timeout_seconds, j.queue, j.task, j.args, j.priority, j.scheduled_at
       FROM (SELECT taken.job_id FROM taken ORDER BY taken.priority, taken.scheduled_at, taken.job_id) AS t
       JOIN roost.job_rows j ON j.id BETWEEN t.job_id AND t.job_id AND j.state IN ('available', 'retryable')
 ), claim AS (
     INSERT INTO roost.claims (job_id, lease, worker_id, attempt)
     SELECT job.id, job.lease, %(worker_id)s::uuid, job.attempt FROM job
 )
-SELECT job.id, job.lease, job.attempt, job.max_attempts, job.crashes, job.timeout_seconds, job.queue, job.task, job.args::text
+SELECT job.id, job.lease, job.attempt, job.max_attempts, job.crashes, job.timeout_seconds, job.queue, job.task, job.args::text,
+       job.priority, job.scheduled_at::text
   FROM job

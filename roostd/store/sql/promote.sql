@@ -1,10 +1,12 @@
 -- Moves up to 1,000 scheduled jobs that are due to where they may be claimed, and tells idle workers of their queues.
+-- With past_seconds only jobs that fell due since then: see core/frontier.py.
 -- Returns how many, and in how many seconds the next one is due (null: none).
 -- Called by: every master, at every poll. Locks: the scheduled rows it moves (SKIP LOCKED). Index: scheduled's primary key.
 WITH due AS MATERIALIZED (
     SELECT s.ctid AS row_id
       FROM roost.scheduled s
      WHERE s.scheduled_at <= now()
+       AND s.scheduled_at >= coalesce(now() - make_interval(secs => %(past_seconds)s::float8), '-infinity')
      ORDER BY s.scheduled_at, s.job_id
      LIMIT 1000
        FOR UPDATE SKIP LOCKED

@@ -1,0 +1,97 @@
+"""Where in its queues a pool looks for jobs: everywhere, or only past what it has claimed lately.
+
+A claim reads each queue in order from its beginning. What was claimed is deleted there, but while any transaction is
+open that is older, PostgreSQL can't remove it, and each claim wades through all of it. So a pool remembers where it
+has been, and while looking everywhere is dear it looks mostly behind that. A job that comes in before that place (its
+transaction was long, it was handed back) is found when the pool looks everywhere again.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterable, Sequence
+from typing import NamedTuple
+
+from roostd.core.job import ClaimedJob
+
+KEPT_JOBS = 2000  # the last that were claimed, which are looked through again: most of what comes late comes among them
+CHEAP_SECONDS = 0.003  # what a look may take beyond what its jobs take
+JOB_SECONDS = 0.000025
+PAST_SECONDS = 10.0  # the same of jobs that fall due
+PAUSE = 20  # how many times as long as a dear look took it is till the next
+
+_Place = tuple[str, int]  # a queue and a priority in it
+
+
+class Range(NamedTuple):
+    """The jobs of `queue` after (priority, scheduled_at, job_id), in that order, up to the last of `last_priority`."""
+
+    queue: str
+    priority: int
+    scheduled_at: str
+    job_id: int
+    last_priority: int
+
+
+LOWEST, HIGHEST = -(2**31), 2**31 - 1
+
+
+def everywhere(queues: Iterable[str]) -> list[Range]:
+    return [Range(queue, LOWEST, "-infinity", 0, HIGHEST) for queue in queues]
+
+
+class Looks:
+    """How often it is worth while to look everywhere: always while that is cheap, else a twentieth of the time."""
+
+    def __init__(self) -> None:
+        self.dear_seconds = 0.0
+        self._over_before = 0.0
+        self._next_at = 0.0
+
+    def due(self, now: float) -> bool:
+        return now >= self._next_at
+
+    def took(self, seconds: float, jobs: int, now: float) -> None:
+        """Takes in that a look everywhere took `seconds` and found so many jobs."""
+        over = max(0.0, seconds - CHEAP_SECONDS - JOB_SECONDS * jobs)
+        # Once, it may be for another reason: a disk, a busy machine.
+        self.dear_seconds, self._over_before = min(over, self._over_before), over
+        self._next_at = now + PAUSE * self.dear_seconds
+
+
+class Frontier:
+    def __init__(self) -> None:
+        self.looks = Looks()
+        self._kept: deque[tuple[int, dict[_Place, tuple[str, int]]]] = deque()  # of a claim: jobs, last of each place
+        self._kept_jobs = 0
+        self._been: dict[_Place, tuple[str, int]] = {}  # scheduled_at and id of a job: all up to it was claimed
+
+    def ranges(self, queues: Sequence[str], now: float) -> list[Range]:
+        """Where to look now; `claimed` must be told what was found."""
+        if self.looks.due(now):
+            return everywhere(queues)
+        return [each for queue in queues for each in self._past(queue)]
+
+    def _past(self, queue: str) -> list[Range]:
+        """One range from each priority in which something was claimed up to the next such."""
+        known = sorted(priority for name, priority in self._been if name == queue)
+        if not known:
+            return everywhere([queue])
+        ranges = [Range(queue, LOWEST, "-infinity", 0, known[0] - 1)] if known[0] > LOWEST else []
+        for priority, following in zip(known, [*known[1:], HIGHEST + 1], strict=True):
+            ranges.append(Range(queue, priority, *self._been[queue, priority], following - 1))
+        return ranges
+
+    def claimed(self, ranges: Sequence[Range], jobs: Sequence[ClaimedJob], seconds: float, now: float) -> None:
+        """Takes in what a claim over these ranges found, best first, and how long it took."""
+        if ranges == everywhere(each.queue for each in ranges):
+            self.looks.took(seconds, len(jobs), now)
+        if not jobs:
+            return
+        last = {(job.queue, job.priority): (job.scheduled_at, job.id) for job in jobs}
+        self._kept.append((len(jobs), last))
+        self._kept_jobs += len(jobs)
+        while self._kept_jobs - self._kept[0][0] >= KEPT_JOBS:
+            number, last = self._kept.popleft()
+            self._kept_jobs -= number
+            self._been |= last
