@@ -138,10 +138,16 @@ def measure(dsn: str, jobs: int = JOBS, rounds: int = ROUNDS) -> list[Figure]:
     return figures
 
 
-def _rate(conn: psycopg.Connection[Any], layout: Layout, jobs: int, argument_bytes: int) -> float:
+def create(conn: psycopg.Connection[Any], layout: Layout) -> None:
+    """Replaces what is in the schema `public`."""
     conn.execute("DROP SCHEMA public CASCADE")
     conn.execute("CREATE SCHEMA public")
+    conn.execute("SET search_path = public")
     conn.execute(layout.tables)
+
+
+def _rate(conn: psycopg.Connection[Any], layout: Layout, jobs: int, argument_bytes: int) -> float:
+    create(conn, layout)
     conn.execute(layout.insert, (argument_bytes, jobs))
     # As autovacuum leaves a table in use. Without statistics the planner would not know that nothing is executing, and
     # would not take the index for it, in which every job leaves a dead entry.
@@ -150,12 +156,12 @@ def _rate(conn: psycopg.Connection[Any], layout: Layout, jobs: int, argument_byt
     conn.execute(SESSION)
     started_at = time.perf_counter()
     while claimed := conn.execute(layout.claim, (BATCH,), prepare=True).fetchall():
-        conn.execute(layout.complete, (_array(claimed, 0), _array(claimed, 1)), prepare=True)
+        conn.execute(layout.complete, (column(claimed, 0), column(claimed, 1)), prepare=True)
     return jobs / (time.perf_counter() - started_at)
 
 
-def _array(rows: Sequence[tuple[Any, ...]], column: int) -> str:
-    return "{" + ",".join(str(row[column]) for row in rows) + "}"
+def column(rows: Sequence[tuple[Any, ...]], number: int) -> str:
+    return "{" + ",".join(str(row[number]) for row in rows) + "}"
 
 
 def main() -> None:
