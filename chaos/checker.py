@@ -72,6 +72,8 @@ class Findings:
     not_counted: Counter[str] = field(default_factory=Counter)  # runs that counted no attempt, by cause
     crashed_out: int = 0  # jobs that faults crashed so often that they were discarded
     left_by_guarantee: int = 0  # processes that outlived a master and its template
+    more_files: Counter[str] = field(default_factory=Counter)  # the most above the start of any process, by its role
+    more_bytes: Counter[str] = field(default_factory=Counter)
 
 
 @dataclass(frozen=True, slots=True)
@@ -382,12 +384,16 @@ def nobody_grows(case: Case, findings: Findings) -> Iterator[Violation]:
     for (master, role, pid), samples in by_process.items():
         if len(samples) < 10:
             continue
-        # Each of the last above each of the first: a child that was just forked is not yet with its master.
-        files = min(s.open_files for s in samples[-5:]) - max(s.open_files for s in samples[:5])
+        first, last = (min(some, key=lambda s: len(s.files)) for some in (samples[:5], samples[-5:]))
+        files = len(last.files) - len(first.files)
         if files > (MORE_FILES_OF_CHILD if role == "child" else MORE_FILES):
-            yield Violation("growth", f"{role} {pid} of {master} has {files} open files more than at its start")
+            which = Counter(last.files) - Counter(first.files)
+            what = f"{role} {pid} of {master} has {files} open files more than at its start"
+            yield Violation("growth", f"{what}: {', '.join(f'{n} {name}' for name, n in which.items())}")
         faults = sum(samples[0].at <= each.began_at <= samples[-1].at for each in case.evidence.injected)
         grown = min(s.rss_bytes for s in samples[-5:]) - max(s.rss_bytes for s in samples[:5])
+        findings.more_files[role] = max(findings.more_files[role], files)
+        findings.more_bytes[role] = max(findings.more_bytes[role], grown)
         if grown > MORE_BYTES + faults * MORE_BYTES_A_FAULT:
             yield Violation("growth", f"{role} {pid} of {master} grew by {grown >> 20} MiB through {faults} faults")
 

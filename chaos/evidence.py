@@ -50,13 +50,13 @@ class Stray:
 
 @dataclass(frozen=True, slots=True)
 class Sample:
-    """A process at a moment at which its master was whole."""
+    """A process at a moment at which its master was at rest: whole, with the processes of the sample before."""
 
     at: float
     role: str  # "master", "template" or "child"
     master: str
     pid: int
-    open_files: int
+    files: tuple[str, ...]  # what is open, in words
     rss_bytes: int
 
 

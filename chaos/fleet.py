@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
@@ -198,11 +199,26 @@ def state_of(pid: int) -> str:
         return ""
 
 
-def open_files_of(pid: int) -> int | None:
-    try:
-        return len(os.listdir(f"/proc/{pid}/fd"))
-    except OSError:
-        return None
+def open_files_of(pid: int) -> dict[int, str]:
+    """What each descriptor is, as proc(5) has it; empty when it is gone."""
+    files = {}
+    with contextlib.suppress(OSError):
+        for name in os.listdir(f"/proc/{pid}/fd"):
+            with contextlib.suppress(FileNotFoundError):
+                files[int(name)] = os.readlink(f"/proc/{pid}/fd/{name}")
+    return files
+
+
+def sockets() -> dict[str, str]:
+    """What each socket is, by the name that `open_files_of` has for it."""
+    found = {}
+    for line in Path("/proc/net/tcp").read_text().splitlines()[1:]:
+        words = line.split()
+        port = int(words[2].rpartition(":")[2], 16)
+        found[f"socket:[{words[9]}]"] = f"TCP to {port}, state {words[3]}"
+    for line in Path("/proc/net/unix").read_text().splitlines()[1:]:
+        found[f"socket:[{line.split()[6]}]"] = "unix socket"
+    return found
 
 
 def rss_bytes_of(pid: int) -> int | None:

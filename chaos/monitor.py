@@ -29,6 +29,7 @@ class Monitor:
         self.samples: list[Sample] = []
         self._stage = stage
         self._seen: dict[tuple[int, str], float] = {}
+        self._family: dict[str, list[tuple[str, int]]] = {}  # whom each master's last sample was of
         self._ended = threading.Event()
         self._thread = threading.Thread(target=self._run, name="monitor")
 
@@ -82,16 +83,26 @@ class Monitor:
         ]
 
     def _sample(self) -> Iterator[Sample]:
+        sockets = fleet.sockets()
         for master in self._stage.masters.values():
             if not master.is_whole():
                 continue
             pids = [("master", master.pid)]
             pids += [("template", pid) for pid in master.templates()]
             pids += [("child", pid) for pid in master.children()]
+            # The files of a child that was just forked are not yet with its master, nor those of a dead one closed.
+            before, self._family[master.name] = self._family.get(master.name), pids
+            if pids != before:
+                continue
             for role, pid in pids:
                 files, rss = fleet.open_files_of(pid), fleet.rss_bytes_of(pid)
-                if files is not None and rss:
-                    yield Sample(now(), role, master.name, pid, files, rss)
+                if files and rss:
+                    yield Sample(now(), role, master.name, pid, _in_words(files, sockets), rss)
+
+
+def _in_words(files: dict[int, str], sockets: dict[str, str]) -> tuple[str, ...]:
+    """Those of a kind have the same word."""
+    return tuple(sorted(sockets.get(link, link).partition(":[")[0] for link in files.values()))
 
 
 def _is_below(folder: Path, pid: int) -> bool:

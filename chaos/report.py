@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from chaos.checker import FORMULAS, Findings, recoveries
-from chaos.evidence import Evidence
+from chaos.evidence import Evidence, Sample
 from chaos.fleet import Master
 
 _STORIES = 20
@@ -52,6 +52,8 @@ def summary(evidence: Evidence, findings: Findings) -> dict[str, Any]:
         "runs that count as no attempt, by cause": dict(findings.not_counted),
         "jobs discarded because faults crashed them too often": findings.crashed_out,
         "processes that outlived a master and its template": findings.left_by_guarantee,
+        "most open files above the start": dict(findings.more_files),
+        "most MiB above the start": {role: number >> 20 for role, number in findings.more_bytes.items()},
         "violations": [asdict(violation) for violation in findings.violations],
     }
 
@@ -95,6 +97,8 @@ def table(evidence: Evidence, findings: Findings) -> str:
         ]
     lines += [
         f"| jobs discarded | faults killed their children too often | {findings.crashed_out} |",
+        *(f"| most open files above its start | {role} | {n} |" for role, n in findings.more_files.items()),
+        *(f"| most MiB above its start | {role} | {n >> 20} |" for role, n in findings.more_bytes.items()),
         f"| processes outlived a master and its template | both were killed at once | {findings.left_by_guarantee} |",
         "",
         f"Longest overlap of two runs of one job: {figures['longest overlap seconds']:.2f} s.",
@@ -131,13 +135,19 @@ def keep_stories(results: Path, evidence: Evidence, findings: Findings, masters:
             (folder / master.log_file.name).write_bytes(master.log_file.read_bytes())
     faults = [f"{each.began_at:.3f} to {each.ended_at:.3f}  {each.fault} {each.target}" for each in evidence.injected]
     (folder / "faults.txt").write_text("\n".join(faults) + "\n")
-    (folder / "samples.txt").write_text("".join(f"{sample}\n" for sample in evidence.samples))
+    (folder / "samples.txt").write_text("".join(f"{_sampled(sample)}\n" for sample in evidence.samples))
     jobs = list(dict.fromkeys(violation.job_id for violation in findings.violations if violation.job_id is not None))
     for job_id in jobs[:_STORIES]:
         complaints = [f"{each.check}: {each.what}" for each in findings.violations if each.job_id == job_id]
         (folder / f"job-{job_id}.txt").write_text(
             "\n".join([*complaints, "", *story(evidence, job_id, masters)]) + "\n"
         )
+
+
+def _sampled(sample: Sample) -> str:
+    files = ", ".join(f"{number} {name}" for name, number in sorted(Counter(sample.files).items()))
+    of = f"{sample.role} {sample.pid} of {sample.master}"
+    return f"{sample.at:.3f}  {of}: {sample.rss_bytes >> 10} KiB, {len(sample.files)} files: {files}"
 
 
 def story(evidence: Evidence, job_id: int, masters: Iterable[Master]) -> list[str]:

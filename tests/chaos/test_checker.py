@@ -305,7 +305,8 @@ def test_a_process_whose_files_or_memory_grow_is_found(role: str) -> None:
     def grown(files: int, megabytes: int) -> list[str]:
         tale = good()
         tale.evidence.samples = [
-            Sample(float(n), role, "m1", 9, 20 + files * n // 20, (50 + megabytes * n // 20) << 20) for n in range(21)
+            Sample(float(n), role, "m1", 9, ("pipe",) * (20 + files * n // 20), (50 + megabytes * n // 20) << 20)
+            for n in range(21)
         ]
         return tale.complaints()
 
