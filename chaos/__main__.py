@@ -6,6 +6,7 @@ import secrets
 import shlex
 import signal
 import sys
+from collections.abc import Collection
 from pathlib import Path
 from types import FrameType
 from typing import NoReturn
@@ -17,7 +18,7 @@ from chaos.campaign import run
 from chaos.checker import check
 from chaos.faults import FAULTS
 from chaos.jobs import KINDS
-from chaos.plan import make_plan
+from chaos.plan import Plan, make_plan
 from chaos.stage import ChaosError, Stage
 from roostd.embedded import EmbeddedError
 
@@ -57,27 +58,20 @@ def main(
     signal.signal(signal.SIGALRM, _stop)
     signal.alarm(limit)
     chosen = only or tuple(FAULTS)
+
+    def plan(skipped: Collection[str] = ()) -> Plan:
+        kinds = {name: FAULTS[name].slow for name in chosen if name not in skipped}
+        return make_plan(seed, faults=faults, jobs=jobs, kinds_of_fault=kinds, kinds_of_job=kind or tuple(KINDS))
+
     if show_plan:
-        kinds = {name: FAULTS[name].slow for name in chosen}
-        print(
-            "\n".join(
-                make_plan(
-                    seed, faults=faults, jobs=jobs, kinds_of_fault=kinds, kinds_of_job=kind or tuple(KINDS)
-                ).lines()
-            )
-        )
+        print("\n".join(plan().lines()))
         return
     try:
         with Stage() as stage:
             skipped = {name: reason for name in chosen if (reason := FAULTS[name].refusal(stage))}
             for name, reason in skipped.items():
                 print(f"left out: {name}: {reason}", file=sys.stderr)
-            kinds = {name: FAULTS[name].slow for name in chosen if name not in skipped}
-            evidence = run(
-                make_plan(seed, faults=faults, jobs=jobs, kinds_of_fault=kinds, kinds_of_job=kind or tuple(KINDS)),
-                stage,
-                skipped,
-            )
+            evidence = run(plan(skipped), stage, skipped)
             findings = check(evidence)
             if findings.violations:
                 report.keep_stories(results, evidence, findings, stage.masters.values())

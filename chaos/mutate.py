@@ -3,6 +3,8 @@
 A mutant is a patch in `mutants/`. Its first line says what it takes away, those with `try:` what may catch it: a
 campaign by its options, or files of tests. Each is applied to a copy of the tree, and what is tried runs there, in
 order, until one goes red; the same must be green without the patch. A mutant that nothing catches has survived.
+
+What a seed decides alone (the model, a simulation) comes before a campaign, which depends on the machine's timing too.
 """
 
 from __future__ import annotations
@@ -51,17 +53,22 @@ def read_mutant(patch: Path) -> Mutant:
     return Mutant(patch.stem, head[0], tries, patch)
 
 
-def judge(mutant: Mutant) -> Verdict:
-    """What catches it, and is silent without it. Raises CalledProcessError where the patch does not apply any more."""
+def judge(mutant: Mutant, silent: set[str]) -> Verdict:
+    """What catches it, and is silent without it. Raises CalledProcessError where the patch does not apply any more.
+
+    `silent` are the tries of which that is known already.
+    """
     began = time.monotonic()
     for attempt in mutant.tries:
         with _copy() as copy:
             subprocess.run(["git", "apply", str(mutant.patch)], cwd=copy, check=True)
             caught = _try(attempt, copy)
         if caught:
-            with _copy() as copy:
-                if false := _try(attempt, copy):
-                    raise click.ClickException(f"cannot judge {mutant.name}: {attempt} is red without it: {false}")
+            if attempt not in silent:
+                with _copy() as copy:
+                    if false := _try(attempt, copy):
+                        raise click.ClickException(f"cannot judge {mutant.name}: {attempt} is red without it: {false}")
+                silent.add(attempt)
             return Verdict(mutant, caught, time.monotonic() - began)
     return Verdict(mutant, "", time.monotonic() - began)
 
@@ -81,7 +88,7 @@ def _try(attempt: str, copy: Path) -> str:
     if words[0] == "chaos":
         words += ["--results", str(results)]
     command = [sys.executable, "-m", *words]
-    environ = os.environ | {"PYTHONPATH": str(copy), "PYTHONDONTWRITEBYTECODE": "1"}
+    environ = os.environ | {"PYTHONPATH": str(copy), "PYTHONDONTWRITEBYTECODE": "1", "MODEL_SHORTEN": "0"}
     try:
         done = subprocess.run(
             command, cwd=copy, env=environ, capture_output=True, text=True, timeout=TRY_SECONDS, check=False
@@ -99,7 +106,7 @@ def _try(attempt: str, copy: Path) -> str:
     ]
     if not failed:
         raise click.ClickException(f"cannot try {attempt}: {done.stdout[-2000:]}{done.stderr[-2000:]}")
-    return f"test: {failed[0]}"
+    return f"{Path(words[-1]).stem.removeprefix('test_')}: {failed[0]}"
 
 
 def _checks_in(report: Path) -> str:
@@ -118,10 +125,11 @@ def main(names: tuple[str, ...]) -> None:
         raise click.UsageError(f"there is no mutant {', '.join(sorted(unknown))}")
     print("| mutant | taken away | caught by | seconds |\n|---|---|---|---|", flush=True)
     survivors = 0
+    silent: set[str] = set()
     for mutant in mutants:
         if names and mutant.name not in names:
             continue
-        verdict = judge(mutant)
+        verdict = judge(mutant, silent)
         survivors += not verdict.caught_by
         caught = verdict.caught_by or "NOTHING: it survived"
         print(f"| {mutant.name} | {mutant.what} | {caught} | {verdict.seconds:.0f} |", flush=True)

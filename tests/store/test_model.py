@@ -2,7 +2,8 @@
 
 The model is what the design says in plain Python: after every step all that the database holds is compared with it, and
 every unfinished job must have a way on. MODEL_EXAMPLES=n runs n histories, MODEL_STEPS=n makes them that long,
-MODEL_SEED=n begins with that seed; a failure prints the shortest history that Hypothesis finds for it.
+MODEL_SEED=n begins with that seed; a failure prints the shortest history that Hypothesis finds for it (which takes
+minutes; MODEL_SHORTEN=0 prints the first).
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from uuid import UUID
 
 import psycopg
 import pytest
-from hypothesis import HealthCheck, seed, settings
+from hypothesis import HealthCheck, Phase, seed, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import (
     RuleBasedStateMachine,
@@ -45,6 +46,7 @@ T = TypeVar("T")
 EXAMPLES = int(os.environ.get("MODEL_EXAMPLES", "60"))
 STEPS = int(os.environ.get("MODEL_STEPS", "50"))
 FIRST_SEED = int(os.environ.get("MODEL_SEED", "0"))
+PHASES = [*Phase] if os.environ.get("MODEL_SHORTEN", "1") == "1" else [Phase.generate]
 BLOCKS = 4
 
 # The statements ask PostgreSQL for the time, and are tested as they are: so it is not the clock that is moved but all
@@ -741,6 +743,7 @@ def test_the_database_and_the_model_agree_in_random_histories(world: World, bloc
         settings=settings(
             max_examples=-(-EXAMPLES // BLOCKS),
             stateful_step_count=STEPS,
+            phases=PHASES,
             deadline=None,
             database=None,  # the seed finds it again
             suppress_health_check=list(HealthCheck),
