@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from bench.figures import Aim, Figure, median_ratio, table
+from chaos.fleet import title_of
 from roostd import linux
 
 CHECKOUT = Path(__file__).parents[2]
@@ -72,7 +73,7 @@ def test_an_interrupted_benchmark_leaves_no_process_and_no_file(tmp_path: Path) 
     )
     try:
         deadline = time.monotonic() + 60
-        while not any("roostd: child" in command_of(pid) for pid in linux.descendants_of(bench.pid)):
+        while not any("roostd: child" in title_of(pid) for pid in linux.descendants_of(bench.pid)):
             assert bench.poll() is None
             assert time.monotonic() < deadline
             time.sleep(0.02)
@@ -82,13 +83,5 @@ def test_an_interrupted_benchmark_leaves_no_process_and_no_file(tmp_path: Path) 
     finally:
         bench.kill()
         bench.wait()
-    assert [pid for pid in started if command_of(pid)] == []
+    assert [pid for pid in started if title_of(pid)] == []
     assert list(tmp_path.iterdir()) == []
-
-
-def command_of(pid: int) -> str:
-    """A process's command line; empty when it is gone."""
-    try:
-        return Path(f"/proc/{pid}/cmdline").read_text(errors="replace")
-    except OSError:
-        return ""
