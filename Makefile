@@ -58,7 +58,7 @@ chaos: install
 	@$(PY) -m chaos $(if $(SEED),--seed $(SEED)) $(CHAOS_ARGS)
 
 chaos-long: install
-	@$(PY) -m chaos --faults 1000 --jobs 50000 --limit 7200 $(if $(SEED),--seed $(SEED)) $(CHAOS_ARGS)
+	@$(PY) -m chaos --faults 1000 --jobs 50000 --limit 7200 --report docs/chaos-report.md $(if $(SEED),--seed $(SEED)) $(CHAOS_ARGS)
 
 chaos-mutants: install
 	@$(PY) -m chaos.mutate $(MUTANTS)

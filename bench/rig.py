@@ -116,7 +116,7 @@ class Rig:
             settings = {name: value(conn, "SELECT current_setting(%s)", name) for name in _SETTINGS}
         return {
             "cores": len(os.sched_getaffinity(0)),
-            "processor": _processor(),
+            "processor": processor(),
             "kernel": platform.release(),
             "Python": platform.python_version(),
             "psycopg": psycopg.__version__,
@@ -188,7 +188,7 @@ def _end_of(log: Path) -> str:
     return log.read_text(errors="replace")[-2000:]
 
 
-def _processor() -> str:
+def processor() -> str:
     for line in Path("/proc/cpuinfo").read_text().splitlines():
         if line.startswith("model name"):
             return line.partition(":")[2].strip()

@@ -38,6 +38,9 @@ from roostd.embedded import EmbeddedError
     show_default=True,
     help="Where to keep the report, and the evidence of what went wrong.",
 )
+@click.option(
+    "--report", "document", type=click.Path(path_type=Path, dir_okay=False), help="Another file for the report."
+)
 def main(
     seed: int | None,
     faults: int,
@@ -47,6 +50,7 @@ def main(
     limit: int,
     show_plan: bool,
     results: Path,
+    document: Path | None,
 ) -> None:
     """Breaks three daemons and their PostgreSQL in every way there is, and checks that no promise is broken."""
     if seed is None:
@@ -57,6 +61,7 @@ def main(
     signal.signal(signal.SIGTERM, _stop)
     signal.signal(signal.SIGALRM, _stop)
     signal.alarm(limit)
+    commit = report.commit_of_checkout()  # before it may change
     chosen = only or tuple(FAULTS)
 
     def plan(skipped: Collection[str] = ()) -> Plan:
@@ -80,6 +85,8 @@ def main(
         sys.exit(2)
     print(report.table(evidence, findings))
     report.write(results, evidence, findings)
+    if document is not None:
+        document.write_text(report.document(repeat, commit, evidence, findings))
     if findings.violations:
         print(report.violations(findings, results), file=sys.stderr)
         print(f"repeat with: {repeat}", file=sys.stderr)

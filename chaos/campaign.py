@@ -77,6 +77,7 @@ def run(plan: Plan, stage: Stage, skipped: dict[str, str]) -> Evidence:
             exit_statuses=statuses,
             skipped=skipped,
             seconds=now() - began_at,
+            postgres_version=conn.info.parameter_status("server_version") or "",
         )
 
 

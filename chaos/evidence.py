@@ -78,3 +78,4 @@ class Evidence:
     exit_statuses: Mapping[str, int | None] = field(default_factory=dict)
     skipped: Mapping[str, str] = field(default_factory=dict)  # faults that this machine does not allow, and why
     seconds: float = 0.0  # that it took, from the first start to the last check
+    postgres_version: str = ""

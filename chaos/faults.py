@@ -6,6 +6,7 @@ returns how many seconds the recovery took where `formula` bounds it, else None.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import resource
 import signal
@@ -16,12 +17,14 @@ from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+import psycopg
+
 from chaos import fleet
 from chaos.fleet import Master, now
 from chaos.jobs import PROBE_QUEUE, QUEUE
 from chaos.plan import PlannedFault
 from chaos.stage import ChaosError, Stage, ballast
-from roost_client import JobInsert, Roost
+from roost_client import JobInsert, Roost, RoostError
 
 Act = Callable[[Stage, Master, PlannedFault], float | None]
 
@@ -57,11 +60,22 @@ def fault(
 
 @fault(formula="child death")
 def kill_child(stage: Stage, master: Master, plan: PlannedFault) -> float:
+    """Until a job runs in its successor."""
     pid = _a_child(stage, master, plan)
+    others, known = {*master.children()} - {pid}, {*stage.ledger.iterdir()}
+    feed = _Feed(stage, plan, QUEUE, PROBE_QUEUE)
     began = now()
     _kill_child(stage, pid)
-    stage.await_that(lambda: pid not in master.children() and master.is_whole(), f"successor of child {pid}")
-    return now() - began
+
+    def look() -> bool:
+        feed.top_up()
+        files = [stage.ledger / f"{each}.jsonl" for each in master.children() if each not in others]
+        return any(file.exists() and file not in known for file in files)
+
+    stage.await_that(look, f"job in the successor of child {pid}")
+    took = now() - began
+    stage.await_whole(master)
+    return took
 
 
 @fault()
@@ -199,7 +213,7 @@ def reload_broken_config(stage: Stage, master: Master, plan: PlannedFault) -> No
 @fault(formula="PostgreSQL back")
 def restart_postgres(stage: Stage, master: Master, plan: PlannedFault) -> float:
     stage.postgres.restart("immediate")
-    return _back(stage)
+    return _back(stage, plan)
 
 
 @fault()
@@ -210,7 +224,7 @@ def terminate_backends(stage: Stage, master: Master, plan: PlannedFault) -> None
         " WHERE application_name LIKE 'roostd%%' AND random() <= %s",
         0.2 + 0.8 * plan.dose,
     )
-    _back(stage)
+    _back(stage, plan)
 
 
 @fault(refusal=lambda stage: stage.disk_refusal)
@@ -219,7 +233,7 @@ def fill_disk(stage: Stage, master: Master, plan: PlannedFault) -> None:
         time.sleep(0.5 + plan.dose)
     time.sleep(0.1)
     stage.postgres.start()  # where it gave up
-    _back(stage)
+    _back(stage, plan)
 
 
 # -- the network
@@ -426,12 +440,45 @@ def _await_beat(stage: Stage, *masters: Master) -> None:
         )
 
 
-def _back(stage: Stage) -> float:
-    """Returns when every master that is not away is back; in how many seconds since PostgreSQL answers."""
-    stage.await_that(lambda: stage.ask("SELECT true"), "answer of PostgreSQL")
+def _back(stage: Stage, plan: PlannedFault) -> float:
+    """Returns when every master that is not away claims jobs again; in how many seconds since PostgreSQL answers."""
+    since = stage.await_that(lambda: stage.ask("SELECT coalesce(max(seq), 0) + 1 FROM chaos.changes"), "answer")
     began = now()
-    _await_beat(stage, *[each for each in stage.masters.values() if each.name not in stage.away])
-    return now() - began
+    feed = _Feed(stage, plan, PROBE_QUEUE)
+    masters = [each for each in stage.masters.values() if each.name not in stage.away]
+
+    def look() -> bool:
+        feed.top_up()
+        claimed = stage.ask(
+            "SELECT array_agg(DISTINCT w.name) FROM chaos.changes c JOIN roost.workers w ON w.id::text = c.worker"
+            " WHERE c.seq >= %s AND c.table_name = 'claims' AND c.op = 'INSERT'",
+            since,
+        )
+        return {master.name for master in masters} <= {*(claimed or [])}
+
+    stage.await_that(look, f"claim of each of {', '.join(master.name for master in masters)}")
+    took = now() - began
+    _await_beat(stage, *masters)
+    return took
+
+
+class _Feed:
+    """Has short jobs in queues for as long as something waits for one to be taken, on top of the plan's."""
+
+    def __init__(self, stage: Stage, plan: PlannedFault, *queues: str) -> None:
+        self._stage = stage
+        self._jobs = [
+            JobInsert("chaos_sleep", {"key": -1 - plan.step, "seconds": 0.02}, queue=queue, max_attempts=50)
+            for queue in queues
+            for _ in range(12)
+        ]
+        self._next_at = 0.0
+
+    def top_up(self) -> None:
+        if now() >= self._next_at:
+            self._next_at = now() + 0.1
+            with contextlib.suppress(RoostError, psycopg.Error), Roost(self._stage.dsn) as roost:
+                roost.enqueue_many(self._jobs)
 
 
 def _lose_answer(stage: Stage, master: Master, plan: PlannedFault, purpose: str) -> None:

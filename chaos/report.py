@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import json
 import math
+import os
+import platform
+import subprocess
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict
@@ -11,9 +14,10 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from bench.rig import processor
 from chaos.checker import FORMULAS, Findings, recoveries
 from chaos.evidence import Evidence, Sample
-from chaos.fleet import Master
+from chaos.fleet import CHECKOUT, Master
 
 _STORIES = 20
 _SHOWN = 12
@@ -121,6 +125,37 @@ def write(results: Path, evidence: Evidence, findings: Findings) -> None:
     figures = {"at": datetime.now(UTC).isoformat(timespec="seconds")} | summary(evidence, findings)
     (results / "chaos.json").write_text(json.dumps(figures, indent=1) + "\n")
     (results / "chaos.md").write_text(table(evidence, findings) + "\n")
+
+
+def document(repeat: str, commit: str, evidence: Evidence, findings: Findings) -> str:
+    """The report to keep: with the commit, the machine, and all that went wrong."""
+    postgres = evidence.postgres_version
+    memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / 1e9
+    lines = [
+        "# The last long campaign",
+        "",
+        f"Written by `make chaos-long` at {datetime.now(UTC):%Y-%m-%d %H:%M} UTC; [the fault campaign](chaos.md) says"
+        " what is checked.",
+        "",
+        f"- commit {commit}",
+        f"- `{repeat}`",
+        f"- {len(os.sched_getaffinity(0))} cores of {processor()}, {memory:.0f} GB, Linux {platform.release()},"
+        f" Python {platform.python_version()}, PostgreSQL {postgres}",
+        "",
+        table(evidence, findings),
+    ]
+    lines += [f"- {violation.check}: {violation.what}" for violation in findings.violations]
+    return "\n".join(lines) + "\n"
+
+
+def commit_of_checkout() -> str:
+    """As git names it; "unknown" where there is no repository."""
+    command = ["git", "describe", "--always", "--dirty=, with changes", "--abbrev=12", "--exclude=*"]
+    try:
+        done = subprocess.run(command, cwd=CHECKOUT, capture_output=True, text=True, check=True)
+    except (OSError, subprocess.CalledProcessError):
+        return "unknown"
+    return done.stdout.strip()
 
 
 def keep_stories(results: Path, evidence: Evidence, findings: Findings, masters: Iterable[Master]) -> None:
