@@ -48,9 +48,16 @@ DEADLY = frozenset(
         "kill_master_and_template",
         "stop_master_until_stale",
         "swallow_until_stale",
+        "jump_database_clock",
     }
 )
+OF_ALL_MASTERS = frozenset({"jump_database_clock"})
 TERMINATING = frozenset({"replace_master", "skew_clock"})
+# Those by which two runs of a job may overlap, and what docs/guarantees.md says of them.
+OVERLAPPING = {
+    "stop_master_until_stale": "its master was stopped past orphan_stale_after",
+    "jump_database_clock": "the database's clock jumped forward by more than orphan_stale_after",
+}
 TEMPLATE_LOSS = frozenset({"kill_template"}) | DEADLY
 _SETTLING_SECONDS = 10.0  # in which what a fault brought about may come to light after it
 
@@ -123,7 +130,7 @@ class Case:
 
     def faults(self, names: Iterable[str], target: str | None) -> Iterator[Injected]:
         for injected in self.evidence.injected:
-            if injected.fault in names and target in (None, injected.target):
+            if injected.fault in names and (target in (None, injected.target) or injected.fault in OF_ALL_MASTERS):
                 yield injected
 
     def was_hit(self, names: Iterable[str], target: str | None, claim: Claim) -> bool:
@@ -333,23 +340,23 @@ def runs_overlap_only_as_guaranteed(case: Case, findings: Findings) -> Iterator[
             if not run.beside:
                 continue
             earlier = next((each for each in reversed(runs[:number]) if each.pid == run.beside), None)
-            stop = _stop_over(case, earlier, run) if earlier else None
-            if earlier is None or stop is None:
+            cause = _cause_of_overlap(case, earlier, run) if earlier else None
+            if earlier is None or cause is None:
                 what = f"lease {run.lease} ran in {run.pid} of {run.master} beside process {run.beside}"
                 what += f" of {earlier.master} under lease {earlier.lease}" if earlier else ""
                 findings.overlaps["none that is named"] += 1
                 yield Violation("overlap", what, job_id)
                 continue
-            findings.overlaps["its master was stopped past orphan_stale_after"] += 1
-            end = min(earlier.ended_at or stop.ended_at, run.ended_at or stop.ended_at)
+            findings.overlaps[OVERLAPPING[cause.fault]] += 1
+            end = min(earlier.ended_at or cause.ended_at, run.ended_at or cause.ended_at)
             findings.longest_overlap_seconds = max(findings.longest_overlap_seconds, end - run.started_at)
 
 
-def _stop_over(case: Case, earlier: Run, run: Run) -> Injected | None:
+def _cause_of_overlap(case: Case, earlier: Run, run: Run) -> Injected | None:
     return next(
         (
             each
-            for each in case.faults({"stop_master_until_stale"}, earlier.master)
+            for each in case.faults(OVERLAPPING, earlier.master)
             if earlier.started_at <= each.ended_at and each.began_at <= run.started_at <= each.ended_at
         ),
         None,

@@ -236,6 +236,23 @@ def fill_disk(stage: Stage, master: Master, plan: PlannedFault) -> None:
     _back(stage, plan)
 
 
+@fault()
+def jump_database_clock(stage: Stage, master: Master, plan: PlannedFault) -> None:
+    """Ten minutes forward, as far as workers see it: all of them were last heard of so much earlier.
+
+    Whoever looks before they are heard of again takes their jobs, while their children still run them.
+    """
+    stage.ask(
+        "WITH set_back AS (UPDATE roost.workers SET last_seen_at = last_seen_at - interval '10 min' RETURNING id)"
+        " SELECT count(*) FROM set_back"
+    )
+    time.sleep(fleet.REAPER_INTERVAL + fleet.HEARTBEAT_INTERVAL)
+    masters = stage.present()
+    _await_beat(stage, *masters)
+    for each in masters:
+        stage.await_whole(each)
+
+
 # -- the network
 
 
@@ -445,7 +462,7 @@ def _back(stage: Stage, plan: PlannedFault) -> float:
     since = stage.await_that(lambda: stage.ask("SELECT coalesce(max(seq), 0) + 1 FROM chaos.changes"), "answer")
     began = now()
     feed = _Feed(stage, plan, PROBE_QUEUE)
-    masters = [each for each in stage.masters.values() if each.name not in stage.away]
+    masters = stage.present()
 
     def look() -> bool:
         feed.top_up()

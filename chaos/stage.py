@@ -142,6 +142,10 @@ class Stage:
 
         self.await_that(look, f"start of {master.name}")
 
+    def present(self) -> list[Master]:
+        """The masters that are under no slow fault."""
+        return [master for master in self.masters.values() if master.name not in self.away]
+
     def workers_of(self, master: Master) -> list[str]:
         """The ids under which a master stands in the database."""
         found = self.ask("SELECT array_agg(id::text) FROM roost.workers WHERE name = %s", master.name)

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from chaos.checker import ALLOWANCE_SECONDS, CHECKS, FORMULAS, Findings, check, recoveries
+from chaos.checker import ALLOWANCE_SECONDS, CHECKS, FORMULAS, OVERLAPPING, Findings, check, recoveries
 from chaos.evidence import Enqueued, Evidence, Injected, Pause, Sample, Stray
 from chaos.jobs import KINDS, Draft
 from chaos.ledger import Change, Run
@@ -266,10 +266,11 @@ def overlapping(fault: str, target: str) -> Tale:
     return tale.stop(run=0).stop(run=1).settle("completed", told_lease=2)
 
 
-def test_runs_may_overlap_when_the_master_of_the_first_was_stopped_for_too_long() -> None:
-    findings = overlapping("stop_master_until_stale", "m1").findings()
+@pytest.mark.parametrize(("fault", "target"), [("stop_master_until_stale", "m1"), ("jump_database_clock", "m3")])
+def test_runs_may_overlap_for_the_causes_that_are_named(fault: str, target: str) -> None:
+    findings = overlapping(fault, target).findings()
     assert [violation.check for violation in findings.violations] == []
-    assert findings.overlaps.total() == 1
+    assert findings.overlaps == {OVERLAPPING[fault]: 1}
     assert findings.longest_overlap_seconds == 1.0
 
 
@@ -302,16 +303,25 @@ def test_what_lives_on_at_the_end_and_who_does_not_end_well_are_found() -> None:
 
 @pytest.mark.parametrize("role", ["master", "template", "child"])
 def test_a_process_whose_files_or_memory_grow_is_found(role: str) -> None:
-    def grown(files: int, megabytes: int) -> list[str]:
+    def grown(files: int, megabytes: int, connections: tuple[int, ...] = (4,) * 21) -> list[str]:
         tale = good()
         tale.evidence.samples = [
-            Sample(float(n), role, "m1", 9, ("pipe",) * (20 + files * n // 20), (50 + megabytes * n // 20) << 20)
+            Sample(
+                at=float(n),
+                role=role,
+                master="m1",
+                pid=9,
+                files=("pipe",) * (20 + files * n // 20) + ("TCP to 5432",) * connections[n],
+                rss_bytes=(50 + megabytes * n // 20) << 20,
+            )
             for n in range(21)
         ]
         return tale.complaints()
 
-    assert grown(2, 10) == []
-    assert grown(20, 0) == ["growth"]
+    assert grown(1, 5) == []
+    assert grown(6, 0) == ["growth"]  # what is open of one child
+    assert grown(0, 0, connections=(0,) * 10 + (4,) * 11) == []
+    assert grown(0, 0, connections=(4,) * 10 + (9,) * 11) == ["growth"]
     assert grown(0, 100) == ["growth"]
 
 
