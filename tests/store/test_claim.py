@@ -12,7 +12,7 @@ from uuid import UUID, uuid4
 import psycopg
 import pytest
 
-from roostd.core.frontier import everywhere
+from roostd.core.frontier import HIGHEST, LOWEST, Range, everywhere
 from roostd.core.job import ClaimedJob
 from roostd.store import statements
 from tests.store.rows import (
@@ -33,6 +33,36 @@ async def _claim_all(conn: Conn, worker_id: UUID, queues: Sequence[str], limit: 
     while batch := await statements.claim(conn, worker_id, everywhere(queues), limit):
         batches.append(batch)
     return batches
+
+
+def test_a_claim_takes_what_lies_in_its_ranges_and_nothing_else(clean_dsn: str) -> None:
+    priorities = [LOWEST, -1, 0, HIGHEST]
+    times = [f"2020-01-0{day}Z" for day in (1, 2, 3)]
+
+    async def main() -> None:
+        async with await connect(clean_dsn) as conn:
+            worker_id = await add_worker(conn)
+            there = []
+            for queue, priority, time in itertools.product(["a", "b"], priorities, times):
+                ids = await enqueue(conn, 2, queue=queue, priority=priority, scheduled_at=time)
+                there += [(queue, priority, time, job_id) for job_id in ids]
+            everything = await _claimed_and_put_back(conn, worker_id, everywhere(["a", "b"]))
+            assert sorted(everything) == sorted(job_id for *_, job_id in there)
+            for start, last in itertools.product(there[::3], priorities):
+                ranges = [Range(*start, last), *everywhere(["b"])[: last == 0]]
+                expected = {
+                    row[3]
+                    for row in there
+                    if (row[0] == start[0] and row[1] <= last and row[1:] > start[1:]) or (row[0] == "b" and last == 0)
+                }
+                assert set(await _claimed_and_put_back(conn, worker_id, ranges)) == expected
+
+    asyncio.run(main())
+
+
+async def _claimed_and_put_back(conn: Conn, worker_id: UUID, ranges: Sequence[Range]) -> list[int]:
+    async with conn.transaction(force_rollback=True):
+        return [job.id for job in await statements.claim(conn, worker_id, ranges, 1000)]
 
 
 def test_jobs_come_by_priority_then_time_then_id_across_all_queues(clean_dsn: str) -> None:
