@@ -313,3 +313,19 @@ def test_children_go_on_while_their_template_is_stopped(start_daemon: StartDaemo
         os.kill(template, signal.SIGCONT)
     daemon.wait_children(2)
     assert daemon.templates() == [template]
+
+
+def test_a_template_that_forks_no_more_is_replaced_after_half_a_minute(start_daemon: StartDaemon, jobs: Jobs) -> None:
+    daemon = start_daemon()
+    template = daemon.wait_template()
+    daemon.wait_children(2)
+    os.kill(template, signal.SIGSTOP)
+    job_id = jobs.add("hold", {"key": "held"})
+    daemon.wait_started("held")
+    jobs.wait(jobs.add("os_exit", {"status": 0}, max_attempts=1))
+    daemon.wait_for("template.stuck", seconds=60, pid=template)
+    daemon.wait_for("job.ended", job_id=job_id, ending="lost")
+    daemon.let_go("held")
+    assert jobs.wait(job_id, "completed").attempt == 2  # children end with their template
+    daemon.wait_children(2)
+    assert template not in daemon.templates()
