@@ -50,11 +50,11 @@ async def claim(conn: AsyncConnection, worker_id: UUID, ranges: Sequence[Range],
 def claim_parameters(worker_id: UUID, ranges: Sequence[Range], limit: int) -> dict[str, Any]:
     return {
         "worker_id": worker_id,
-        "queues": [each.queue for each in ranges],
-        "priorities": [each.priority for each in ranges],
-        "scheduled_ats": [each.scheduled_at for each in ranges],
-        "job_ids": _bigints([each.job_id for each in ranges]),
-        "last_priorities": [each.last_priority for each in ranges],
+        "queues": _texts([each.queue for each in ranges]),
+        "priorities": _integers([each.priority for each in ranges]),
+        "scheduled_ats": _texts([each.scheduled_at for each in ranges]),
+        "job_ids": _integers([each.job_id for each in ranges]),
+        "last_priorities": _integers([each.last_priority for each in ranges]),
         "limit": limit,
     }
 
@@ -67,8 +67,8 @@ async def complete(
     Raises LockNotAvailable, here and in settle, when another transaction keeps a claim locked past lock_timeout.
     """
     parameters = {
-        "job_ids": _bigints(job_ids),
-        "leases": _bigints(leases),
+        "job_ids": _integers(job_ids),
+        "leases": _integers(leases),
         "results": list(results) if any(results) else [],
     }
     return {row[0] for row in await _run(conn, "complete", parameters)}
@@ -77,8 +77,8 @@ async def complete(
 async def settle(conn: AsyncConnection, settlements: Sequence[Settlement], error_cap: int) -> dict[int, JobState]:
     """Ends claims as decided; returns the leases that were still ours, with the state the job is in now."""
     parameters = {
-        "job_ids": _bigints([s.job_id for s in settlements]),
-        "leases": _bigints([s.lease for s in settlements]),
+        "job_ids": _integers([s.job_id for s in settlements]),
+        "leases": _integers([s.lease for s in settlements]),
         "states": [None if s.state is None else s.state.value for s in settlements],
         "delays": [s.delay_seconds for s in settlements],
         "errors": [s.error for s in settlements],
@@ -91,7 +91,7 @@ async def settle(conn: AsyncConnection, settlements: Sequence[Settlement], error
 
 async def lock_claims(conn: AsyncConnection, job_ids: Sequence[int], leases: Sequence[int]) -> set[int]:
     """Locks those of the claims that nobody else has locked; returns the leases of the others."""
-    rows = await _run(conn, "lock_claims", {"job_ids": _bigints(job_ids), "leases": _bigints(leases)})
+    rows = await _run(conn, "lock_claims", {"job_ids": _integers(job_ids), "leases": _integers(leases)})
     return {row[0] for row in rows}
 
 
@@ -211,6 +211,11 @@ async def _run(conn: AsyncConnection, name: str, parameters: dict[str, Any]) -> 
     return await cursor.fetchall() if cursor.description is not None else []
 
 
-def _bigints(values: Sequence[int]) -> str:
-    """A bigint[] literal: a tenth of the time that a list takes through psycopg's dumpers (500 values: 30 µs)."""
+def _integers(values: Sequence[int]) -> str:
+    """An array's literal: a tenth of the time that a list takes through psycopg's dumpers (500 values: 30 µs)."""
     return "{" + ",".join(map(str, values)) + "}"
+
+
+def _texts(values: Sequence[str]) -> str:
+    quoted = [value.replace("\\", "\\\\").replace('"', '\\"') for value in values]
+    return '{"' + '","'.join(quoted) + '"}' if values else "{}"
