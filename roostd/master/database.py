@@ -12,7 +12,8 @@ from collections.abc import Awaitable, Callable
 from typing import LiteralString, TypeVar
 
 import psycopg
-from psycopg import AsyncConnection
+from psycopg import AsyncConnection, waiting
+from psycopg.abc import PQGen
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
 T = TypeVar("T")
@@ -34,8 +35,22 @@ _SESSION = (
 _STATEMENT_CLASSES = frozenset({"22", "23", "42", "54"})
 
 
+_NEVER_SECONDS = 3600.0
+
+
 class DatabaseGone(Exception):
     """The database can't be used right now; what was asked may or may not have happened."""
+
+
+class _Connection(AsyncConnection):
+    async def wait(self, gen: PQGen[T], interval: float = 0.0, timeout: float | None = None) -> T:
+        """As psycopg's, but it doesn't wake up ten times a second, nor ask the server to agree when it is cancelled."""
+        options = {} if timeout is None else {"timeout": timeout}
+        try:
+            return await waiting.wait_async(gen, self.pgconn.socket, interval=_NEVER_SECONDS, **options)
+        except asyncio.CancelledError:
+            self.pgconn.finish()
+            raise
 
 
 class Link:
@@ -59,7 +74,7 @@ class Link:
         the statement itself is at fault.
         """
         async with self._lock:
-            if self._conn is None:
+            if self._conn is None or self._conn.closed:
                 self._conn = await self._connect()
             conn = self._conn
             try:
@@ -79,7 +94,7 @@ class Link:
 
     async def _connect(self) -> AsyncConnection:
         try:
-            conn = await AsyncConnection.connect(make_conninfo(self._dsn, **self._defaults()), autocommit=True)
+            conn = await _Connection.connect(make_conninfo(self._dsn, **self._defaults()), autocommit=True)
             try:
                 await self._bounded(conn, self._set_up)
             except BaseException:
@@ -103,23 +118,19 @@ class Link:
         return {key: value for key, value in defaults.items() if key not in given} | {"client_encoding": "UTF8"}
 
     async def _bounded(self, conn: AsyncConnection, operation: Callable[[AsyncConnection], Awaitable[T]]) -> T:
-        task = asyncio.ensure_future(operation(conn))
+        # By a timer that ends the connection: a timeout that cancels would leave it to psycopg, and a task of its own
+        # would cost each claim and each outcome several turns of the loop.
+        loop = asyncio.get_running_loop()
+        ends_at = loop.time() + self._timeout_seconds
+        timer = loop.call_at(ends_at, self._hang_up, conn)
         try:
-            done, _ = await asyncio.wait({task}, timeout=self._timeout_seconds)
-        except asyncio.CancelledError:
-            await self._give_up(conn, task)
+            return await operation(conn)
+        except psycopg.OperationalError as error:
+            if loop.time() >= ends_at:
+                raise DatabaseGone(f"no answer within {self._timeout_seconds:g} s") from error
             raise
-        if not done:
-            await self._give_up(conn, task)
-            raise DatabaseGone(f"no answer within {self._timeout_seconds:g} s")
-        return task.result()
-
-    async def _give_up(self, conn: AsyncConnection, task: asyncio.Future[T]) -> None:
-        # Cancelling alone would ask the server politely and wait for it, which is just what does not answer.
-        self._hang_up(conn)
-        await asyncio.wait({task}, timeout=1)
-        task.cancel()
-        await asyncio.gather(task, return_exceptions=True)
+        finally:
+            timer.cancel()
 
     def _hang_up(self, conn: AsyncConnection) -> None:
         """Ends the connection from this side; a wait for the server's answer ends with an error at once."""

@@ -7,11 +7,11 @@ polls and the heartbeat bring in.
 from __future__ import annotations
 
 import asyncio
-import contextlib
 from collections.abc import Callable
 
+import psycopg
 import structlog
-from psycopg import AsyncConnection
+from psycopg import AsyncConnection, Notify
 
 from roostd.master.database import DatabaseGone, Link
 
@@ -48,13 +48,36 @@ class Listener:
                 await asyncio.sleep(self._reconnect_seconds)
 
     async def _subscribe(self, conn: AsyncConnection) -> None:
+        conn.add_notify_handler(self._on_notify)  # those that come while something else is asked
         for channel in CHANNELS:
             await conn.execute(f"LISTEN {channel}")
 
     async def _hear(self, conn: AsyncConnection) -> None:
-        async with contextlib.aclosing(conn.notifies(timeout=CHECK_SECONDS)) as notices:
-            async for notice in notices:
-                self._on_notice(notice.channel, notice.payload)
+        """Takes notifications as they come. Not by conn.notifies(), in which each waits for a task to be resumed."""
+        loop = asyncio.get_running_loop()
+        lost: asyncio.Future[None] = loop.create_future()
+
+        def read() -> None:
+            try:
+                conn.pgconn.consume_input()
+                while (notify := conn.pgconn.notifies()) is not None:
+                    self._on_notice(notify.relname.decode(), notify.extra.decode())
+            except psycopg.Error as error:
+                loop.remove_reader(descriptor)
+                lost.set_exception(error)
+
+        descriptor = conn.fileno()
+        loop.add_reader(descriptor, read)
+        try:
+            async with asyncio.timeout(CHECK_SECONDS):
+                await lost
+        except TimeoutError:
+            return
+        finally:
+            loop.remove_reader(descriptor)
+
+    def _on_notify(self, notify: Notify) -> None:
+        self._on_notice(notify.channel, notify.payload)
 
     async def _check(self, conn: AsyncConnection) -> None:
         await conn.execute("SELECT 1")
