@@ -57,7 +57,7 @@ def summary(evidence: Evidence, findings: Findings) -> dict[str, Any]:
         "jobs discarded because faults crashed them too often": findings.crashed_out,
         "processes that outlived a master and its template": findings.left_by_guarantee,
         "most open files above the start": dict(findings.more_files),
-        "most MiB above the start": {role: number >> 20 for role, number in findings.more_bytes.items()},
+        "most MiB above the start": {role: round(number / 2**20, 1) for role, number in findings.more_bytes.items()},
         "violations": [asdict(violation) for violation in findings.violations],
     }
 
@@ -102,7 +102,7 @@ def table(evidence: Evidence, findings: Findings) -> str:
     lines += [
         f"| jobs discarded | faults killed their children too often | {findings.crashed_out} |",
         *(f"| most open files above its start | {role} | {n} |" for role, n in findings.more_files.items()),
-        *(f"| most MiB above its start | {role} | {n >> 20} |" for role, n in findings.more_bytes.items()),
+        *(f"| most MiB above its start | {role} | {n / 2**20:.1f} |" for role, n in findings.more_bytes.items()),
         f"| processes outlived a master and its template | both were killed at once | {findings.left_by_guarantee} |",
         "",
         f"Longest overlap of two runs of one job: {figures['longest overlap seconds']:.2f} s.",
