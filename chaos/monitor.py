@@ -97,10 +97,10 @@ class Monitor:
             for role, pid in pids:
                 files, rss = fleet.open_files_of(pid), fleet.rss_bytes_of(pid)
                 if files and rss:
-                    yield Sample(now(), role, master.name, pid, _in_words(files, sockets), rss)
+                    yield Sample(now(), role, master.name, pid, in_words(files, sockets), rss)
 
 
-def _in_words(files: dict[int, str], sockets: dict[str, str]) -> tuple[str, ...]:
+def in_words(files: dict[int, str], sockets: dict[str, str]) -> tuple[str, ...]:
     """Those of a kind have the same word."""
     return tuple(sorted(sockets.get(link, link).partition(":[")[0] for link in files.values()))
 
