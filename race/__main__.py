@@ -1,0 +1,172 @@
+"""Runs the race: measure by measure, round by round, competitor by competitor, and keeps what was found."""
+
+from __future__ import annotations
+
+import json
+import signal
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import asdict, replace
+from pathlib import Path
+from types import FrameType
+from typing import Any, NoReturn
+
+import click
+
+from race import backlog, drain, enqueue, harm, horizon, latency, memory
+from race.figures import table, text
+from race.rig import Entrant, Place, RaceError, Rig, names, redis_server
+from race.scale import FULL, QUICK, Scale
+from roostd.embedded import EmbeddedError, EmbeddedPostgres
+
+Measure = Callable[[Place, Scale, float], dict[str, float]]
+MEASURES: dict[str, Measure] = {
+    "noops": drain.noops,
+    "burns": drain.burns,
+    "latency": latency.measure,
+    "enqueue": enqueue.measure,
+    "memory": memory.measure,
+    "hang": harm.hang,
+    "crash": harm.crash,
+    "backlog": backlog.measure,
+    "horizon": horizon.measure,
+}
+ONCE = {"memory", "hang", "crash", "backlog", "horizon"}  # counts, sizes, and what has rounds of its own
+POSTGRESQL_ONLY = {"backlog", "horizon"}
+LONG = {"horizon"}  # minutes for each competitor: only when asked for
+
+
+@click.command(context_settings={"help_option_names": ["-h", "--help"]})
+@click.option("--quick", is_flag=True, help="Tiny numbers: shows that it runs, not how fast anything is.")
+@click.option("--only", multiple=True, type=click.Choice(names()), help="One competitor; may be repeated.")
+@click.option("--measure", multiple=True, type=click.Choice([*MEASURES]), help="One measure; may be repeated.")
+@click.option("--full", is_flag=True, help="The pinned horizon too, ten minutes more for each on PostgreSQL.")
+@click.option("--rounds", type=click.IntRange(1), help="How often each is measured.  [default: 5, with --quick 1]")
+@click.option(
+    "--json",
+    "path",
+    type=click.Path(path_type=Path, dir_okay=False),
+    default=Path("race/results/race.json"),
+    show_default=True,
+    help="Where to keep the results. What is there of other measures stays.",
+)
+def main(
+    quick: bool, only: tuple[str, ...], measure: tuple[str, ...], full: bool, rounds: int | None, path: Path
+) -> None:
+    """Sends the same work through Roost and its peers, each tuned as its own documentation says."""
+    signal.signal(signal.SIGTERM, _stop)
+    scale = QUICK if quick else FULL
+    if rounds:
+        scale = replace(scale, rounds=rounds)
+    chosen = [name for name in MEASURES if (name in measure if measure else full or quick or name not in LONG)]
+    try:
+        with (
+            tempfile.TemporaryDirectory(prefix="roost-race-") as directory,
+            EmbeddedPostgres(Path(directory) / "postgres") as server,
+            redis_server(Path(directory)) as redis,
+        ):
+            rig = Rig(Path(directory), server, redis)
+            try:
+                results = _run(rig, scale, only or tuple(names()), chosen)
+            finally:
+                rig.close()
+    except (RaceError, EmbeddedError) as error:
+        print(f"race: {error}", file=sys.stderr)
+        sys.exit(1)
+    _print(results)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(results, indent=1, ensure_ascii=False) + "\n")
+
+
+def _run(rig: Rig, scale: Scale, competitors: tuple[str, ...], chosen: list[str]) -> dict[str, Any]:
+    entrants: dict[str, Entrant] = {}
+    skipped: dict[str, str] = {}
+    for name in competitors:
+        match rig.enter(name):
+            case Entrant() as entrant:
+                entrants[name] = entrant
+            case reason:
+                skipped[name] = reason
+                print(f"{name}: skipped: {reason}", file=sys.stderr)
+    race = _Race(rig, scale, entrants)
+    machine = rig.describe()
+    for name in list(entrants):
+        race.warm_up(name)
+    for measure in chosen:
+        for number in range(1 if measure in ONCE else scale.rounds):
+            for name in entrants:
+                race.sample(measure, name, number)
+    return {
+        "machine": machine,
+        "scale": asdict(scale),
+        "entrants": {name: asdict(entrant) for name, entrant in entrants.items()},
+        "skipped": skipped,
+        "samples": race.samples,
+        "problems": race.problems,
+    }
+
+
+class _Race:
+    def __init__(self, rig: Rig, scale: Scale, entrants: dict[str, Entrant]) -> None:
+        self._rig = rig
+        self._scale = scale
+        self._entrants = entrants
+        self._paces: dict[str, float] = {}
+        self.samples: dict[str, dict[str, list[float]]] = {name: {} for name in entrants}
+        self.problems: dict[str, dict[str, str]] = {name: {} for name in entrants}
+
+    def warm_up(self, name: str) -> None:
+        """A drain that isn't counted: compiles what there is to compile, and tells how many jobs fill the time."""
+        try:
+            with self._rig.place(self._entrants[name]) as place:
+                place.enqueue("noop", self._scale.least_jobs)
+                pace = drain.drain(place, self._scale, self._scale.least_jobs, self._scale.drain_seconds)
+        except RaceError as error:
+            self._note(name, "warm-up", error)
+            return
+        self._paces[name] = pace
+        print(f"{name}: about {pace:,.0f} jobs/s", file=sys.stderr)
+
+    def sample(self, measure: str, name: str, number: int) -> None:
+        entrant = self._entrants[name]
+        if name not in self._paces or (measure in POSTGRESQL_ONLY and entrant.store != "PostgreSQL"):
+            return
+        started_at = time.monotonic()
+        try:
+            with self._rig.place(entrant) as place:
+                found = MEASURES[measure](place, self._scale, self._paces[name])
+        except RaceError as error:
+            self._note(name, measure, error)
+            return
+        for key, value in found.items():
+            self.samples[name].setdefault(key, []).append(value)
+        words = " ".join(f"{key} {value:,.1f}" for key, value in found.items())
+        print(f"{measure} {number + 1} {name}: {words} ({time.monotonic() - started_at:.0f} s)", file=sys.stderr)
+
+    def _note(self, name: str, measure: str, error: RaceError) -> None:
+        self.problems[name][measure] = str(error).splitlines()[0]
+        print(f"{measure} {name}: FAILED: {error}", file=sys.stderr)
+
+
+def _print(results: dict[str, Any]) -> None:
+    for key, value in results["machine"].items():
+        print(f"{key}: {value}")
+    labels = {name: entrant["label"] for name, entrant in results["entrants"].items()}
+    print()
+    print(text(table(labels, results["samples"], results["problems"])))
+    for name, reason in results["skipped"].items():
+        print(f"{name}: skipped: {reason}")
+    for name, found in results["problems"].items():
+        for measure, reason in found.items():
+            print(f"{labels[name]}: {measure}: {reason}")
+
+
+def _stop(number: int, _frame: FrameType | None) -> NoReturn:
+    # As an exception, so that everything that was started is stopped on the way out.
+    sys.exit(f"race: ended by {signal.Signals(number).name}")
+
+
+if __name__ == "__main__":
+    main()

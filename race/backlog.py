@@ -1,0 +1,40 @@
+"""Does a million waiting jobs slow the drain of the first ten thousand down?"""
+
+from __future__ import annotations
+
+from race.drain import drain, fitting
+from race.rig import Place, connect
+from race.scale import Scale
+
+CHUNK = 50_000
+
+
+def measure(place: Place, scale: Scale, pace: float) -> dict[str, float]:
+    """The rate with the backlog, relative to the median of the rates around it without."""
+    jobs = fitting(scale.backlog_jobs, scale, pace)
+    alone: list[float] = []
+    beside: list[float] = []
+    with place.rig.place(place.entrant) as other:
+        fill(place, scale.backlog_rows)
+        for _ in range(scale.backlog_rounds):
+            other.ledger.clear()
+            other.enqueue("noop", 2 * jobs)
+            alone.append(drain(other, scale, jobs, scale.drain_seconds))
+            place.ledger.clear()
+            beside.append(drain(place, scale, jobs, scale.drain_seconds))
+    alone.sort()
+    beside.sort()
+    middle = len(alone) // 2
+    return {"backlog_rate": beside[middle], "backlog_ratio": 100 * beside[middle] / alone[middle]}
+
+
+def fill(place: Place, rows: int) -> None:
+    """Adds waiting no-ops, by the competitor's statement where its own API would take minutes."""
+    if not place.entrant.fill:
+        for first in range(0, rows, CHUNK):
+            place.enqueue("noop", min(CHUNK, rows - first))
+        return
+    place.enqueue("noop", 1)
+    with connect(place.dsn) as conn:
+        conn.execute("SET session_replication_role = replica")  # no triggers: nobody is there to be notified
+        conn.execute(place.entrant.fill.encode(), {"count": rows})

@@ -1,0 +1,44 @@
+"""What a competitor's file tells about itself, and what it may know of the place it runs in."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+DSN_VARIABLE = "RACE_DSN"
+REDIS_VARIABLE = "RACE_REDIS"
+
+Store = Literal["PostgreSQL", "Redis"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Peer:
+    """`fill` is a statement that adds %(count)s waiting no-ops to one; none where `enqueue_many` is fast enough."""
+
+    label: str
+    distributions: tuple[str, ...]  # whose versions are reported
+    store: Store
+    isolation: str  # what a job shares with others
+    settings: str  # what was set other than by default
+    timeout: str  # by what means `hang` has its timeout
+    fill: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Client:
+    """`enqueue` returns when the job is safe; `enqueue_many` takes the fastest way there is."""
+
+    enqueue: Callable[[str, int], Awaitable[object]]
+    enqueue_many: Callable[[str, Sequence[int]], Awaitable[object]]
+
+
+def dsn() -> str:
+    """Of the database of this measurement."""
+    return os.environ[DSN_VARIABLE]
+
+
+def redis_socket() -> str:
+    """The path of the socket of this run's Redis."""
+    return os.environ[REDIS_VARIABLE]

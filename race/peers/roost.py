@@ -1,0 +1,59 @@
+"""Roost: a daemon whose children run one job each."""
+
+from __future__ import annotations
+
+import os
+import sys
+import tempfile
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+from race import jobs
+from race.peer import Client, Peer, dsn
+from roost_client import AsyncRoost, JobInsert, job
+
+PEER = Peer(
+    label="Roost",
+    distributions=("roostd", "psycopg"),
+    store="PostgreSQL",
+    isolation="a child process, for its job alone",
+    # The default of 5 s leaves a handler time to clean up. What hangs here would not use it.
+    settings="one daemon, concurrency = children, kill_grace 0.1 s",
+    timeout="timeout_seconds: the child is killed",
+)
+
+for _name, _func in jobs.TASKS.items():
+    job(
+        _name,
+        max_attempts=1,
+        timeout_seconds=jobs.HANG_TIMEOUT_SECONDS if _name == "hang" else None,
+    )(_func)
+
+
+async def set_up() -> None:
+    async with AsyncRoost(dsn()) as roost:
+        await roost.setup_schema()
+
+
+@asynccontextmanager
+async def client() -> AsyncIterator[Client]:
+    async with AsyncRoost(dsn()) as roost:
+
+        async def enqueue(task: str, number: int) -> None:
+            await roost.enqueue(task, args={"number": number})
+
+        async def enqueue_many(task: str, numbers: Sequence[int]) -> None:
+            await roost.enqueue_many([JobInsert(task, {"number": number}) for number in numbers])
+
+        yield Client(enqueue, enqueue_many)
+
+
+def commands(children: int) -> list[list[str]]:
+    folder = os.environ["RACE_FOLDER"]
+    with tempfile.NamedTemporaryFile("w", dir=folder, suffix=".toml", delete=False) as config:
+        config.write(
+            f'[handlers]\nmodules = ["race.peers.roost"]\n[worker]\nkill_grace = 0.1\n'
+            f"[pools.default]\nconcurrency = {children}\n"
+        )
+    return [[str(Path(sys.executable).with_name("roostd")), "-c", config.name]]
