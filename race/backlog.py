@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from psycopg import sql
+
 from race.drain import drain, fitting
 from race.rig import Place, connect
 from race.scale import Scale
@@ -29,12 +31,33 @@ def measure(place: Place, scale: Scale, pace: float) -> dict[str, float]:
 
 
 def fill(place: Place, rows: int) -> None:
-    """Adds waiting no-ops, by the competitor's statement where its own API would take minutes."""
-    if not place.entrant.fill:
+    """Adds waiting no-ops: copies of one, where its own API would take minutes."""
+    table = place.entrant.table
+    if not table:
         for first in range(0, rows, CHUNK):
             place.enqueue("noop", min(CHUNK, rows - first))
         return
     place.enqueue("noop", 1)
     with connect(place.dsn) as conn:
         conn.execute("SET session_replication_role = replica")  # no triggers: nobody is there to be notified
-        conn.execute(place.entrant.fill.encode(), {"count": rows})
+        columns = conn.execute(_COLUMNS, (table,)).fetchall()
+        keys = [name for name, kind, is_key in columns if is_key and kind == "uuid"]  # others have a default
+        copied = [name for name, _, is_key in columns if not is_key]
+        conn.execute(
+            sql.SQL(
+                "INSERT INTO {table} ({names}) SELECT {values} FROM (SELECT * FROM {table} LIMIT 1) AS one, {}"
+            ).format(
+                sql.SQL("generate_series(1, {})").format(rows),
+                table=sql.Identifier(table),
+                names=sql.SQL(", ").join(map(sql.Identifier, keys + copied)),
+                values=sql.SQL(", ").join([*[sql.SQL("gen_random_uuid()")] * len(keys), *map(sql.Identifier, copied)]),
+            )
+        )
+
+
+_COLUMNS = """
+SELECT attribute.attname, attribute.atttypid::regtype::text, coalesce(attribute.attnum = ANY (key.conkey), false)
+  FROM pg_attribute AS attribute
+  LEFT JOIN pg_constraint AS key ON key.conrelid = attribute.attrelid AND key.contype = 'p'
+ WHERE attribute.attrelid = %s::regclass AND attribute.attnum > 0 AND NOT attribute.attisdropped
+"""

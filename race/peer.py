@@ -15,7 +15,10 @@ Store = Literal["PostgreSQL", "Redis"]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Peer:
-    """`fill` is a statement that adds %(count)s waiting no-ops to one; none where `enqueue_many` is fast enough."""
+    """`table` holds one row a waiting job and nothing else does, so that a backlog can be made by copying a row of it.
+
+    Where there is no such table it is empty, and the backlog is made with `enqueue_many`.
+    """
 
     label: str
     distributions: tuple[str, ...]  # whose versions are reported
@@ -23,7 +26,7 @@ class Peer:
     isolation: str  # what a job shares with others
     settings: str  # what was set other than by default
     timeout: str  # by what means `hang` has its timeout
-    fill: str = ""
+    table: str = ""
 
 
 @dataclass(frozen=True, slots=True)

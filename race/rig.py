@@ -57,7 +57,7 @@ class Entrant:
     isolation: str
     settings: str
     timeout: str
-    fill: str
+    table: str
     versions: Mapping[str, str]
 
 

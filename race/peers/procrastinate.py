@@ -25,11 +25,7 @@ PEER = Peer(
     isolation="none: a task in the worker's event loop",
     settings=f"one worker process a child, concurrency {CONCURRENCY} each, asynchronous tasks",
     timeout="none to be had",
-    fill="""
-        INSERT INTO procrastinate_jobs (queue_name, task_name, priority, args)
-        SELECT queue_name, task_name, priority, args FROM (SELECT * FROM procrastinate_jobs LIMIT 1) AS one,
-               generate_series(1, %(count)s)
-    """,
+    table="procrastinate_jobs",
 )
 
 app = procrastinate.App(connector=procrastinate.PsycopgConnector(conninfo=dsn()))

@@ -1,0 +1,125 @@
+"""awa: a runtime in Rust inside each Python worker, which claims in batches and calls asynchronous handlers.
+
+Tuned: `max_workers` is the number of jobs at once and at its default of 50 (docs/configuration.md); bulk by
+`enqueue_many_copy`, its way for "high-volume Python producers" (README). Two `claimers` are offered "for hot queues" to be
+benchmarked (AsyncClient.start) and stay at one here: there are two processes already. `deadline_duration_ms` is what a
+running attempt may take before it is rescued; it doesn't stop the handler.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import signal
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from typing import Any
+from urllib.parse import quote
+
+import awa
+from psycopg.conninfo import conninfo_to_dict
+
+from race import jobs, work
+from race.peer import Client, Peer, dsn
+
+MAX_WORKERS = 50
+
+PEER = Peer(
+    label="awa",
+    distributions=("awa-pg",),
+    store="PostgreSQL",
+    isolation="none: a task in the worker's event loop",
+    settings=f"one worker process a child, max_workers {MAX_WORKERS} each, asynchronous tasks, COPY for bulk",
+    timeout="deadline_duration_ms: the attempt is given up, the handler goes on",
+)
+
+
+@dataclass
+class Noop:
+    number: int
+
+
+@dataclass
+class Burn:
+    number: int
+
+
+@dataclass
+class Hang:
+    number: int
+
+
+@dataclass
+class Crash:
+    number: int
+
+
+_ARGS: dict[str, Any] = {"noop": Noop, "burn": Burn, "hang": Hang, "crash": Crash}
+
+
+def _queue(task: str) -> str:
+    return "hang" if task == "hang" else "default"
+
+
+def _client() -> awa.AsyncClient:
+    options = conninfo_to_dict(dsn())
+    host = quote(str(options["host"]), safe="")
+    return awa.AsyncClient(f"postgres://{options['user']}@localhost:{options['port']}/{options['dbname']}?host={host}")
+
+
+async def set_up() -> None:
+    async with _client() as own:
+        await own.migrate()
+
+
+@asynccontextmanager
+async def client() -> AsyncIterator[Client]:
+    async with _client() as own:
+
+        async def enqueue(task: str, number: int) -> None:
+            await own.insert(_ARGS[task](number), queue=_queue(task), max_attempts=1)
+
+        async def enqueue_many(task: str, numbers: Sequence[int]) -> None:
+            await own.enqueue_many_copy([_ARGS[task](number) for number in numbers], queue=_queue(task), max_attempts=1)
+
+        yield Client(enqueue, enqueue_many)
+
+
+def commands(children: int) -> list[list[str]]:
+    return [work.command("awa", 1)] * children
+
+
+def run(_children: int) -> None:
+    logging.basicConfig(level=logging.WARNING)
+    asyncio.run(_work())
+
+
+async def _work() -> None:
+    stop = asyncio.Event()
+    asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, stop.set)
+    async with _client() as own:
+        for name, args in _ARGS.items():
+            own.task(args, queue=_queue(name))(_handler(name))
+        await own.start(
+            [
+                {"name": "default", "max_workers": MAX_WORKERS},
+                {
+                    "name": "hang",
+                    "max_workers": MAX_WORKERS,
+                    "deadline_duration_ms": 1000 * jobs.HANG_TIMEOUT_SECONDS,
+                },
+            ],
+            deadline_rescue_interval_ms=1000,
+        )
+        await stop.wait()
+        await own.shutdown()
+
+
+def _handler(name: str) -> Any:
+    func = jobs.TASKS[name]
+
+    async def handle(job: Any) -> None:
+        func(job.args.number)
+
+    return handle

@@ -1,0 +1,95 @@
+"""PgQueuer: asyncio workers that claim in batches and delete what is done.
+
+Tuned as its guides/performance-tuning says: asyncpg; one direct connection for each worker; a larger `batch_size` (10 by
+default) for jobs that are short; its autovacuum settings (`pgq autovac`); tables durable, as by default. uvloop is its
+command line's own choice. There is no timeout of a job.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from typing import Any
+
+import asyncpg
+from pgqueuer import PgQueuer
+from pgqueuer.db import AsyncpgDriver
+from pgqueuer.models import Job
+from pgqueuer.queries import Queries
+from psycopg.conninfo import conninfo_to_dict
+
+from race import jobs
+from race.peer import Client, Peer, dsn
+
+BATCH_SIZE = 100
+BULK = 5_000  # jobs a statement
+
+PEER = Peer(
+    label="PgQueuer",
+    distributions=("pgqueuer", "asyncpg"),
+    store="PostgreSQL",
+    isolation="none: a task in the worker's event loop",
+    settings=f"one worker process a child, asyncpg, batch_size {BATCH_SIZE}, `pgq autovac`, asynchronous tasks",
+    timeout="none to be had",
+    table="pgqueuer",
+)
+
+
+async def _connect() -> asyncpg.Connection[Any]:
+    options = conninfo_to_dict(dsn())
+    return await asyncpg.connect(
+        host=options["host"], port=options["port"], user=options["user"], database=options["dbname"]
+    )
+
+
+@asynccontextmanager
+async def _queries() -> AsyncIterator[Queries]:
+    connection = await _connect()
+    try:
+        yield Queries(AsyncpgDriver(connection))
+    finally:
+        await connection.close()
+
+
+async def set_up() -> None:
+    async with _queries() as queries:
+        await queries.install()
+        await queries.optimize_autovacuum()
+
+
+@asynccontextmanager
+async def client() -> AsyncIterator[Client]:
+    async with _queries() as queries:
+
+        async def enqueue(task: str, number: int) -> None:
+            await queries.enqueue(task, b"%d" % number)
+
+        async def enqueue_many(task: str, numbers: Sequence[int]) -> None:
+            for first in range(0, len(numbers), BULK):
+                payloads = [b"%d" % number for number in numbers[first : first + BULK]]
+                await queries.enqueue([task] * len(payloads), payloads, [0] * len(payloads))
+
+        yield Client(enqueue, enqueue_many)
+
+
+def commands(children: int) -> list[list[str]]:
+    options = ["--batch-size", str(BATCH_SIZE), "--log-level", "WARNING"]
+    return [[sys.executable, "-m", "pgqueuer", "run", *options, "race.peers.pgqueuer:worker"]] * children
+
+
+async def worker() -> PgQueuer:
+    queuer = PgQueuer(AsyncpgDriver(await _connect()))
+    for name in jobs.TASKS:
+        queuer.entrypoint(name)(_handler(name))
+    return queuer
+
+
+def _handler(name: str) -> Any:
+    func = jobs.TASKS[name]
+
+    async def handle(job: Job) -> None:
+        assert job.payload is not None
+        func(int(job.payload))
+
+    return handle
