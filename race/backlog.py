@@ -21,9 +21,9 @@ def measure(place: Place, scale: Scale, pace: float) -> dict[str, float]:
         for _ in range(scale.backlog_rounds):
             other.ledger.clear()
             other.enqueue("noop", 2 * jobs)
-            alone.append(drain(other, scale, jobs, scale.drain_seconds))
+            alone.append(drain(other, scale, jobs, scale.drain_seconds, all_there_are=False))
             place.ledger.clear()
-            beside.append(drain(place, scale, jobs, scale.drain_seconds))
+            beside.append(drain(place, scale, jobs, scale.drain_seconds, all_there_are=False))
     alone.sort()
     beside.sort()
     middle = len(alone) // 2

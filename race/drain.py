@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
 
 from race.ledger import Event, Record
-from race.rig import START_SECONDS, Place, RaceError
+from race.rig import START_SECONDS, Place, RaceError, connect
 from race.scale import Scale
 
 STALL_SECONDS = 10.0
@@ -28,18 +29,35 @@ def fitting(jobs: int, scale: Scale, pace: float) -> int:
     return max(scale.least_jobs, min(jobs, int(pace * scale.drain_seconds)))
 
 
-def drain(place: Place, scale: Scale, jobs: int, seconds: float) -> float:
-    """Jobs a second of fresh workers on a queue that holds at least `jobs`, looked at for about `seconds`."""
+def drain(place: Place, scale: Scale, jobs: int, seconds: float, *, all_there_are: bool = True) -> float:
+    """Jobs a second of fresh workers on a queue that holds `jobs` or more, looked at for about `seconds`.
+
+    Where these are all there are, the clock stops when they are recorded as done too: some run ahead of that.
+    """
     place.settle_down()
     with place.workers(scale.children) as workers:
         if not place.ledger.wait(1, START_SECONDS, workers.look_after):
             raise RaceError(f"no job ran within {START_SECONDS:g} s")
-        place.ledger.wait(jobs, max(seconds, STALL_SECONDS), workers.look_after)
-    return rate(place.ledger.read(), scale.children, jobs)
+        all_ran = place.ledger.wait(jobs, max(seconds, STALL_SECONDS), workers.look_after)
+        recorded_at = _wait_recorded(place) if all_ran and all_there_are else None
+    return rate(place.ledger.read(), scale.children, jobs, recorded_at)
 
 
-def rate(records: Sequence[Record], children: int, jobs: int) -> float:
-    """Jobs a second from when all children are at work to the job that makes `jobs`, or the last.
+def _wait_recorded(place: Place) -> int | None:
+    """When the last job was recorded as done, in ns; None where the store is not asked."""
+    if not place.entrant.unfinished:
+        return None
+    deadline = time.monotonic() + STALL_SECONDS
+    with connect(place.dsn) as conn:
+        while conn.execute(place.entrant.unfinished.encode()).fetchone() != (0,):
+            if time.monotonic() > deadline:
+                raise RaceError(f"all jobs ran, but {STALL_SECONDS:g} s later not all are recorded as done")
+            time.sleep(0.02)
+    return time.monotonic_ns()
+
+
+def rate(records: Sequence[Record], children: int, jobs: int, recorded_at: int | None = None) -> float:
+    """Jobs a second from when all children are at work to the job that makes `jobs`, or the last, or `recorded_at`.
 
     Workers start one after the other. What is done before the last of them is there would count the start of the
     interpreter as work; unless one of them had most of the jobs by then.
@@ -55,4 +73,4 @@ def rate(records: Sequence[Record], children: int, jobs: int) -> float:
             break
     if first > len(done) // 2:
         first = 0
-    return (len(done) - 1 - first) / ((done[-1].at - done[first].at) / 1e9)
+    return (len(done) - 1 - first) / (((recorded_at or done[-1].at) - done[first].at) / 1e9)

@@ -55,7 +55,7 @@ def winners(figure: Figure, values: Mapping[str, float]) -> set[str]:
     return {name for name, value in values.items() if number(value) == number(best)}
 
 
-def table(labels: Mapping[str, str], samples: Samples, problems: Mapping[str, Mapping[str, str]]) -> list[list[str]]:
+def table(labels: Mapping[str, str], samples: Samples) -> list[list[str]]:
     """A row for each figure that was measured, a column for each competitor; the best are in bold."""
     rows = [["", *labels.values()]]
     for figure in FIGURES:

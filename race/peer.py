@@ -17,7 +17,8 @@ Store = Literal["PostgreSQL", "Redis"]
 class Peer:
     """`table` holds one row a waiting job and nothing else does, so that a backlog can be made by copying a row of it.
 
-    Where there is no such table it is empty, and the backlog is made with `enqueue_many`.
+    Where there is no such table it is empty, and the backlog is made with `enqueue_many`. `unfinished` asks how many
+    jobs are not recorded as done.
     """
 
     label: str
@@ -27,6 +28,7 @@ class Peer:
     settings: str  # what was set other than by default
     timeout: str  # by what means `hang` has its timeout
     table: str = ""
+    unfinished: str = ""  # of a competitor on PostgreSQL
 
 
 @dataclass(frozen=True, slots=True)

@@ -58,6 +58,7 @@ class Entrant:
     settings: str
     timeout: str
     table: str
+    unfinished: str
     versions: Mapping[str, str]
 
 

@@ -1,8 +1,8 @@
 """awa: a runtime in Rust inside each Python worker, which claims in batches and calls asynchronous handlers.
 
-Tuned: `max_workers` is the number of jobs at once and at its default of 50 (docs/configuration.md); bulk by
-`enqueue_many_copy`, its way for "high-volume Python producers" (README). Two `claimers` are offered "for hot queues" to be
-benchmarked (AsyncClient.start) and stay at one here: there are two processes already. `deadline_duration_ms` is what a
+Tuned: its queue storage; `max_workers`, the number of jobs at once, at its default of 50 (docs/configuration.md);
+bulk by `enqueue_many_copy`, its way for "high-volume Python producers" (README). More than one of its `claimers` "for
+hot queues" (AsyncClient.start) is left alone: there are two processes already. `deadline_duration_ms` is what a
 running attempt may take before it is rescued; it doesn't stop the handler.
 """
 
@@ -32,6 +32,7 @@ PEER = Peer(
     isolation="none: a task in the worker's event loop",
     settings=f"one worker process a child, max_workers {MAX_WORKERS} each, asynchronous tasks, COPY for bulk",
     timeout="deadline_duration_ms: the attempt is given up, the handler goes on",
+    unfinished="SELECT count(*) FROM awa.jobs WHERE state IN ('available', 'running')",
 )
 
 
@@ -71,6 +72,7 @@ def _client() -> awa.AsyncClient:
 async def set_up() -> None:
     async with _client() as own:
         await own.migrate()
+        await own.install_queue_storage()
 
 
 @asynccontextmanager

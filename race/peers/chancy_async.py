@@ -1,8 +1,9 @@
 """Chancy with its asyncio executor: jobs in the event loop of each worker.
 
-Tuned: `eager_polling`, so that a worker looks for more as soon as a job is done, which "can reduce latency between jobs";
-`concurrency` at the executor's default of 100 (chancy.queue.Queue, chancy.executors.asyncex). Updates are written in
-batches once a second, as by default. The timeout is a limit of the job, which the event loop enforces where code awaits.
+Tuned: `eager_polling`, so that a worker looks for more as soon as a job is done, which "can reduce latency between
+jobs"; `concurrency` at the executor's default of 100 (chancy.queue.Queue, chancy.executors.asyncex). Updates are
+written in batches once a second, as by default. The timeout is a limit of the job; the event loop enforces it where
+code awaits.
 """
 
 from __future__ import annotations
@@ -29,6 +30,7 @@ PEER = Peer(
     settings=f"one worker process a child, asyncio executor, concurrency {CONCURRENCY} each, eager_polling",
     timeout="a TIME limit of the job: cooperative",
     table="chancy_jobs",
+    unfinished="SELECT count(*) FROM chancy_jobs WHERE state IN ('pending', 'running')",
 )
 
 

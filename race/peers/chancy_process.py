@@ -24,6 +24,7 @@ PEER = Peer(
     settings="one worker, process executor, concurrency = children, eager_polling, no replacement of processes",
     timeout="a TIME limit of the job: SIGALRM to a handler in Python",
     table="chancy_jobs",
+    unfinished="SELECT count(*) FROM chancy_jobs WHERE state IN ('pending', 'running')",
 )
 
 

@@ -1,7 +1,7 @@
 """Dramatiq: forked processes with threads.
 
-Tuned: `--processes` = children. Threads stay at the default of 8 a process. The timeout (`time_limit`) raises an exception
-in the job's thread, which "only" happens while Python code runs (documentation, "Message Interrupts").
+Tuned: `--processes` = children. Threads stay at the default of 8 a process. The timeout (`time_limit`) raises an
+exception in the job's thread, which only happens while Python code runs (advanced, "Message Interrupts").
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """Huey: forked worker processes that take one job at a time.
 
-Tuned: `-k process -w children`, "for CPU-intensive workloads" (its consumer's options); a blocking read of Redis and results
-not kept where there are none; no scheduler of periodic tasks; the health check, which replaces a worker that died, each
-second instead of each 10. The timeout is a task's `timeout`: SIGALRM to a handler in Python, which has to wait for C.
+Tuned: `-k process -w children`, "for CPU-intensive workloads" (its consumer's options); a blocking read of Redis, and
+no results kept; no scheduler of periodic tasks; the health check, which replaces a worker that died, each second
+instead of each 10. The timeout is a task's `timeout`: SIGALRM to a handler in Python, which has to wait for C.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ PEER = Peer(
     timeout="timeout: SIGALRM to a handler in Python",
 )
 
-huey = RedisHuey("race", unix_socket_path=redis_socket(), results=False, blocking=True)
+huey = RedisHuey("race", url=f"unix://{redis_socket()}", results=False, blocking=True)
 _TASKS = {
     name: huey.task(name=name, timeout=jobs.HANG_TIMEOUT_SECONDS if name == "hang" else None)(func)
     for name, func in jobs.TASKS.items()

@@ -1,9 +1,9 @@
 """Oban for Python: asyncio workers that claim up to the free part of their limit and acknowledge in batches.
 
 Tuned: `limit`, the number of jobs a queue runs at once and with it the size of its batches. uvloop, where it is
-installed, is its command line's own choice. The timeout is the worker's `timeout()`; it is cooperative ("Blocking code
-that never awaits can't be interrupted", oban.worker.Worker.timeout). Its runner in many processes is part of the licensed
-Oban Pro, as are bulk inserts and acknowledgements "automatically", and isn't raced.
+installed, is its command line's own choice. The timeout is the worker's `timeout()`; it is cooperative ("Blocking
+code that never awaits can't be interrupted", oban.worker.Worker.timeout). Its runner in many processes is part of the
+licensed Oban Pro, as are automatic bulk inserts and acknowledgements, and isn't raced.
 """
 
 from __future__ import annotations
@@ -30,6 +30,7 @@ PEER = Peer(
     settings=f"one worker process a child, limit {LIMIT} each, asynchronous tasks",
     timeout="the worker's timeout(): cooperative",
     table="oban_jobs",
+    unfinished="SELECT count(*) FROM oban_jobs WHERE state IN ('available', 'executing')",
 )
 
 

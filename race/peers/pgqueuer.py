@@ -1,8 +1,8 @@
 """PgQueuer: asyncio workers that claim in batches and delete what is done.
 
-Tuned as its guides/performance-tuning says: asyncpg; one direct connection for each worker; a larger `batch_size` (10 by
-default) for jobs that are short; its autovacuum settings (`pgq autovac`); tables durable, as by default. uvloop is its
-command line's own choice. There is no timeout of a job.
+Tuned as its guides/performance-tuning says: asyncpg; one direct connection for each worker; a larger `batch_size` (10
+by default) for jobs that are short; its autovacuum settings (`pgq autovac`); tables durable, as by default. uvloop is
+its command line's own choice. There is no timeout of a job.
 """
 
 from __future__ import annotations
@@ -33,6 +33,7 @@ PEER = Peer(
     settings=f"one worker process a child, asyncpg, batch_size {BATCH_SIZE}, `pgq autovac`, asynchronous tasks",
     timeout="none to be had",
     table="pgqueuer",
+    unfinished="SELECT count(*) FROM pgqueuer",
 )
 
 
@@ -74,7 +75,7 @@ async def client() -> AsyncIterator[Client]:
 
 
 def commands(children: int) -> list[list[str]]:
-    options = ["--batch-size", str(BATCH_SIZE), "--log-level", "WARNING"]
+    options = ["--batch-size", str(BATCH_SIZE)]
     return [[sys.executable, "-m", "pgqueuer", "run", *options, "race.peers.pgqueuer:worker"]] * children
 
 

@@ -1,8 +1,8 @@
 """Procrastinate: asyncio workers that claim one job at a time.
 
 Tuned: `concurrency` is the number of jobs a worker runs at once, 1 by default, to be raised for asynchronous tasks
-(documentation, howto/basics/worker and howto/advanced/concurrency). Completed jobs are kept, as by default. There is no
-timeout of a job: `abort` of a running one has to be asked for from outside, and reaches code that awaits.
+(documentation, howto/basics/worker and howto/advanced/concurrency). Completed jobs are kept, as by default. There is
+no timeout of a job: `abort` of a running one has to be asked for from outside, and reaches code that awaits.
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ PEER = Peer(
     settings=f"one worker process a child, concurrency {CONCURRENCY} each, asynchronous tasks",
     timeout="none to be had",
     table="procrastinate_jobs",
+    unfinished="SELECT count(*) FROM procrastinate_jobs WHERE status IN ('todo', 'doing')",
 )
 
 app = procrastinate.App(connector=procrastinate.PsycopgConnector(conninfo=dsn()))

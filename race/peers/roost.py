@@ -21,6 +21,7 @@ PEER = Peer(
     # The default of 5 s leaves a handler time to clean up. What hangs here would not use it.
     settings="one daemon, concurrency = children, kill_grace 0.1 s",
     timeout="timeout_seconds: the child is killed",
+    unfinished="SELECT count(*) FROM roost.jobs WHERE state IN ('available', 'executing')",
 )
 
 for _name, _func in jobs.TASKS.items():

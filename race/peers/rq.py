@@ -1,9 +1,9 @@
 """RQ: workers that fork a process for every job.
 
-Tuned as docs/workers says under "Performance Notes": the modules of the jobs are imported before the fork. Results and
-finished jobs are kept for no time. The timeout (`job_timeout`) is a SIGALRM in the job's process, whose handler in Python
-has to wait for C; the parent kills the process a minute later (rq.worker.Worker.monitor_work_horse). `SimpleWorker`, which
-doesn't fork, is meant "for testing" there and isn't raced.
+Tuned as docs/workers says under "Performance Notes": the modules of the jobs are imported before the fork. Results
+are kept for no time. The timeout (`job_timeout`) is a SIGALRM in the job's process, whose handler in Python has to
+wait for C; the parent kills the process a minute later (rq.worker.Worker.monitor_work_horse). `SimpleWorker`, which
+doesn't fork, is not its ordinary worker and isn't raced.
 """
 
 from __future__ import annotations
