@@ -6,7 +6,7 @@ INSTALLED := .venv/.installed
 PIP_OPTIONS := --quiet --disable-pip-version-check
 DATABASE_TESTS := $(wildcard tests/store tests/client)
 
-.PHONY: install demo test check bench chaos chaos-long chaos-mutants race race-horizon race-redis clean
+.PHONY: install demo test check bench chaos chaos-long chaos-mutants race race-quick race-horizon race-redis clean
 
 install: $(INSTALLED)
 
@@ -86,8 +86,11 @@ race-redis:
 		fi; } || echo "redis-server could not be installed: the competitors on Redis are skipped" >&2
 
 race: $(RACE_INSTALLED) race-redis
-	@$(RACE_PY) -m race $(RACE_ARGS)
+	@$(RACE_PY) -m race
 	@$(RACE_PY) -m race.report
+
+race-quick: $(RACE_INSTALLED) race-redis
+	@$(RACE_PY) -m race --quick
 
 # Ten minutes for each competitor on PostgreSQL.
 race-horizon: $(RACE_INSTALLED)

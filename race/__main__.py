@@ -15,6 +15,7 @@ from types import FrameType
 from typing import Any, NoReturn
 
 import click
+import psycopg
 
 from race import backlog, drain, enqueue, harm, horizon, latency, memory
 from race.figures import table, text
@@ -49,12 +50,10 @@ LONG = {"horizon"}  # minutes for each competitor: only when asked for
     "--json",
     "path",
     type=click.Path(path_type=Path, dir_okay=False),
-    default=Path("race/results/race.json"),
-    show_default=True,
-    help="Where to keep the results. What is there of other measures stays.",
+    help="Where to keep results; other figures there stay.  [default: race/results/race.json, with --quick quick.json]",
 )
 def main(
-    quick: bool, only: tuple[str, ...], measure: tuple[str, ...], full: bool, rounds: int | None, path: Path
+    quick: bool, only: tuple[str, ...], measure: tuple[str, ...], full: bool, rounds: int | None, path: Path | None
 ) -> None:
     """Sends the same work through Roost and its peers, each tuned as its own documentation says."""
     signal.signal(signal.SIGTERM, _stop)
@@ -76,6 +75,9 @@ def main(
     except (RaceError, EmbeddedError) as error:
         print(f"race: {error}", file=sys.stderr)
         sys.exit(1)
+    path = path or Path("race/results") / ("quick.json" if quick else "race.json")
+    if path.exists():
+        results = joined(json.loads(path.read_text()), results)
     _print(results)
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(results, indent=1, ensure_ascii=False) + "\n")
@@ -125,7 +127,7 @@ class _Race:
                 place.enqueue("noop", self._scale.least_jobs)
                 jobs, seconds = self._scale.least_jobs, self._scale.drain_seconds
                 pace = drain.drain(place, self._scale, jobs, seconds, all_there_are=False)
-        except RaceError as error:
+        except (RaceError, psycopg.Error) as error:
             self._note(name, "warm-up", error)
             return
         self._paces[name] = pace
@@ -139,7 +141,7 @@ class _Race:
         try:
             with self._rig.place(entrant) as place:
                 found = MEASURES[measure](place, self._scale, self._paces[name])
-        except RaceError as error:
+        except (RaceError, psycopg.Error) as error:
             self._note(name, measure, error)
             return
         for key, value in found.items():
@@ -147,9 +149,21 @@ class _Race:
         words = " ".join(f"{key} {value:,.1f}" for key, value in found.items())
         print(f"{measure} {number + 1} {name}: {words} ({time.monotonic() - started_at:.0f} s)", file=sys.stderr)
 
-    def _note(self, name: str, measure: str, error: RaceError) -> None:
+    def _note(self, name: str, measure: str, error: Exception) -> None:
         self.problems[name][measure] = str(error).splitlines()[0]
         print(f"{measure} {name}: FAILED: {error}", file=sys.stderr)
+
+
+def joined(old: dict[str, Any], new: dict[str, Any]) -> dict[str, Any]:
+    """The new results, with what the old ones have of other competitors and other figures."""
+    merged = old | new
+    for key in ("entrants", "skipped"):
+        merged[key] = old[key] | new[key]
+    for key in ("samples", "problems"):
+        merged[key] = {name: old[key].get(name, {}) | new[key].get(name, {}) for name in merged["entrants"]}
+    for name in new["entrants"]:
+        merged["skipped"].pop(name, None)
+    return merged
 
 
 def _print(results: dict[str, Any]) -> None:

@@ -193,7 +193,7 @@ class Rig:
         try:
             answer = self.client(name, "describe", dsn=self._server.dsn)
         except RaceError as error:
-            return str(error).strip().splitlines()[-1]
+            return f"{str(error).strip().splitlines()[-1]} (Python {platform.python_version()})"
         answer.pop("distributions")
         entrant = Entrant(name, **answer)
         if entrant.store == "Redis" and self._redis is None:

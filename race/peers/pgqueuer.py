@@ -1,25 +1,27 @@
 """PgQueuer: asyncio workers that claim in batches and delete what is done.
 
 Tuned as its guides/performance-tuning says: asyncpg; one direct connection for each worker; a larger `batch_size` (10
-by default) for jobs that are short; its autovacuum settings (`pgq autovac`); tables durable, as by default. uvloop is
-its command line's own choice. There is no timeout of a job.
+by default) for jobs that are short; its autovacuum settings (`pgq autovac`); tables durable, as by default. uvloop,
+as its command line has it (which fails with the typer of today). There is no timeout of a job.
 """
 
 from __future__ import annotations
 
-import sys
+import asyncio
+import signal
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from typing import Any
 
 import asyncpg
+import uvloop
 from pgqueuer import PgQueuer
 from pgqueuer.db import AsyncpgDriver
 from pgqueuer.models import Job
 from pgqueuer.queries import Queries
 from psycopg.conninfo import conninfo_to_dict
 
-from race import jobs
+from race import jobs, work
 from race.peer import Client, Peer, dsn
 
 BATCH_SIZE = 100
@@ -75,15 +77,19 @@ async def client() -> AsyncIterator[Client]:
 
 
 def commands(children: int) -> list[list[str]]:
-    options = ["--batch-size", str(BATCH_SIZE)]
-    return [[sys.executable, "-m", "pgqueuer", "run", *options, "race.peers.pgqueuer:worker"]] * children
+    return [work.command("pgqueuer", 1)] * children
 
 
-async def worker() -> PgQueuer:
+def run(_children: int) -> None:
+    uvloop.run(_work())
+
+
+async def _work() -> None:
     queuer = PgQueuer(AsyncpgDriver(await _connect()))
     for name in jobs.TASKS:
         queuer.entrypoint(name)(_handler(name))
-    return queuer
+    asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, queuer.shutdown.set)
+    await queuer.run(batch_size=BATCH_SIZE)
 
 
 def _handler(name: str) -> Any:

@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 
 from race import figures, ledger, report, svg
+from race.__main__ import joined
 from race.drain import rate
 from race.harm import outcome
 from race.latency import percentile, waits
@@ -134,6 +135,20 @@ def test_the_report_says_who_wins_and_who_is_missing() -> None:
     assert "Other & Sons, hang: it did not start" in text
     assert set(report.drawings(RESULTS)) == {"noops", "pickup_50"}
     assert "](race/noops.svg)" in text
+
+
+def test_results_of_another_run_stay_where_the_new_one_has_none() -> None:
+    new = RESULTS | {
+        "entrants": {"third": RESULTS["entrants"]["other"], "roost": RESULTS["entrants"]["roost"]},
+        "skipped": {},
+        "problems": {"third": {}, "roost": {}},
+        "samples": {"third": {"noops": [1.0]}, "roost": {"noops": [200.0]}},
+    }
+    both = joined(RESULTS, new)
+    assert both["samples"]["roost"] == {"noops": [200.0], "pickup_50": [3.0]}
+    assert set(both["samples"]) == {"roost", "other", "third"}
+    assert both["skipped"] == {}
+    assert both["problems"]["other"] == {"hang": "it did not start"}
 
 
 def test_the_report_leaves_the_rest_of_the_document_alone() -> None:
