@@ -8,7 +8,7 @@ import signal
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, replace
 from pathlib import Path
 from types import FrameType
@@ -61,6 +61,7 @@ def main(
     if rounds:
         scale = replace(scale, rounds=rounds)
     chosen = [name for name in MEASURES if (name in measure if measure else full or quick or name not in LONG)]
+    path = path or Path("race/results") / ("quick.json" if quick else "race.json")
     try:
         with (
             tempfile.TemporaryDirectory(prefix="roost-race-") as directory,
@@ -69,21 +70,18 @@ def main(
         ):
             rig = Rig(Path(directory), server, redis)
             try:
-                results = _run(rig, scale, only or tuple(names()), chosen)
+                for results in _run(rig, scale, only or tuple(names()), chosen):
+                    _keep(path, results)
             finally:
                 rig.close()
     except (RaceError, EmbeddedError) as error:
         print(f"race: {error}", file=sys.stderr)
         sys.exit(1)
-    path = path or Path("race/results") / ("quick.json" if quick else "race.json")
-    if path.exists():
-        results = joined(json.loads(path.read_text()), results)
-    _print(results)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(results, indent=1, ensure_ascii=False) + "\n")
+    _print(json.loads(path.read_text()))
 
 
-def _run(rig: Rig, scale: Scale, competitors: tuple[str, ...], chosen: list[str]) -> dict[str, Any]:
+def _run(rig: Rig, scale: Scale, competitors: tuple[str, ...], chosen: list[str]) -> Iterator[dict[str, Any]]:
+    """Yields all that was found so far after each measure."""
     entrants: dict[str, Entrant] = {}
     skipped: dict[str, str] = {}
     for name in competitors:
@@ -101,14 +99,21 @@ def _run(rig: Rig, scale: Scale, competitors: tuple[str, ...], chosen: list[str]
         for number in range(1 if measure in ONCE else scale.rounds):
             for name in entrants:
                 race.sample(measure, name, number)
-    return {
-        "machine": machine | {"load at end": f"{os.getloadavg()[0]:.1f}"},
-        "scale": asdict(scale),
-        "entrants": {name: asdict(entrant) for name, entrant in entrants.items()},
-        "skipped": skipped,
-        "samples": race.samples,
-        "problems": race.problems,
-    }
+        yield {
+            "machine": machine | {"load at end": f"{os.getloadavg()[0]:.1f}"},
+            "scale": asdict(scale),
+            "entrants": {name: asdict(entrant) for name, entrant in entrants.items()},
+            "skipped": skipped,
+            "samples": race.samples,
+            "problems": race.problems,
+        }
+
+
+def _keep(path: Path, results: dict[str, Any]) -> None:
+    if path.exists():
+        results = joined(json.loads(path.read_text()), results)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(results, indent=1, ensure_ascii=False) + "\n")
 
 
 class _Race:

@@ -10,13 +10,13 @@ class Scale:
     rounds: int = 5
     children: int = 2
     drain_jobs: int = 20_000  # a slow competitor gets fewer, as many as fill drain_seconds
-    drain_seconds: float = 6.0
-    burn_jobs: int = 4_000
+    drain_seconds: float = 4.0
+    burn_jobs: int = 2_000
     least_jobs: int = 400
-    latency_jobs: int = 150
+    latency_jobs: int = 100
     latency_interval_seconds: float = 0.05
     enqueue_single: int = 500
-    enqueue_many: int = 10_000
+    enqueue_many: int = 5_000
     many_children: int = 16
     harm_jobs: int = 200
     harm_seconds: float = 30.0
