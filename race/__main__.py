@@ -149,6 +149,8 @@ class _Race:
         except (RaceError, psycopg.Error) as error:
             self._note(name, measure, error)
             return
+        # A start-up that takes long makes the warm-up's figure too low.
+        self._paces[name] = max(self._paces[name], found.get("noops", 0))
         for key, value in found.items():
             self.samples[name].setdefault(key, []).append(value)
         words = " ".join(f"{key} {value:,.1f}" for key, value in found.items())

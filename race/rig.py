@@ -35,7 +35,6 @@ FOLDER_VARIABLE = "RACE_FOLDER"
 START_SECONDS = 30.0
 STOP_SECONDS = 5.0
 CLIENT_SECONDS = 600.0
-RESPAWN_SECONDS = 0.1
 _CHECKOUT = Path(__file__).resolve().parents[1]
 _PEERS = Path(__file__).parent / "peers"
 _SETTINGS = ("fsync", "synchronous_commit", "full_page_writes", "wal_level", "shared_buffers", "max_wal_size")

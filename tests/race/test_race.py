@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
+import time
 import xml.etree.ElementTree as ElementTree
 from pathlib import Path
 from typing import Any
@@ -18,6 +20,7 @@ from race.drain import rate
 from race.harm import outcome
 from race.latency import percentile, waits
 from race.ledger import Event, Ledger, Record
+from roostd import linux
 
 CHECKOUT = Path(__file__).parents[2]
 MILLISECOND = 1_000_000
@@ -182,3 +185,41 @@ def test_the_race_runs_with_roost_alone(tmp_path: Path) -> None:
     assert (found["crash_cut"], found["crash_twice"]) == (0, 0)
     assert report.section(kept)
     assert [left.name for left in tmp_path.iterdir()] == ["race.json"]
+
+
+@pytest.mark.daemon
+@pytest.mark.database
+@pytest.mark.timeout(300)
+def test_an_interrupted_race_leaves_no_process_and_no_file(tmp_path: Path) -> None:
+    race = subprocess.Popen(
+        [sys.executable, "-m", "race", "--quick", "--only", "roost", "--json", str(tmp_path / "race.json")],
+        cwd=CHECKOUT,
+        env=os.environ | {"TMPDIR": str(tmp_path)},
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,
+    )
+    book = Path("/dev/shm") / f"roost-race-{race.pid}"
+    try:
+        deadline = time.monotonic() + 60
+        while not any("roostd: child" in command_of(pid) for pid in linux.descendants_of(race.pid)):
+            assert race.poll() is None
+            assert time.monotonic() < deadline
+            time.sleep(0.02)
+        started = linux.descendants_of(race.pid)
+        race.send_signal(signal.SIGINT)
+        assert race.wait(60) != 0
+    finally:
+        race.kill()
+        race.wait()
+    assert [pid for pid in started if command_of(pid)] == []
+    assert list(tmp_path.iterdir()) == []
+    assert not book.exists()
+
+
+def command_of(pid: int) -> str:
+    """A process's command line; empty when it is gone."""
+    try:
+        return Path(f"/proc/{pid}/cmdline").read_text(errors="replace")
+    except OSError:
+        return ""
