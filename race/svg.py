@@ -16,11 +16,12 @@ _BAR_HEIGHT = 18
 _STEP = 26
 _TOP = 40
 _STYLE = """
-text { font: 13px system-ui, sans-serif; fill: #57606a; }
+text { font: 13px system-ui, sans-serif; fill: #7d8590; }
 .title { font-weight: 600; font-size: 14px; }
 .bar { fill: #8c959f; }
 .own { fill: #2f81f7; }
-@media (prefers-color-scheme: dark) { text { fill: #adbac7; } .bar { fill: #768390; } }
+@media (prefers-color-scheme: light) { text { fill: #3d444d; } }
+@media (prefers-color-scheme: dark) { text { fill: #c9d1d9; } .bar { fill: #768390; } }
 """
 
 
