@@ -64,7 +64,8 @@ chaos-mutants: install
 	@$(PY) -m chaos.mutate $(MUTANTS)
 
 # The newest of these that runs (a shim of pyenv may be there and not run). One of the competitors needs 3.12.
-RACE_PYTHONS := python3.14 python3.13 python3.12 $(wildcard $(HOME)/.pyenv/versions/3.1[2-4]*/bin/python3) $(PYTHON)
+RACE_PYTHONS := $(foreach minor,14 13 12,python3.$(minor) $(wildcard $(HOME)/.pyenv/versions/3.$(minor).*/bin/python3)) \
+	$(PYTHON)
 RACE_PY := .venv-race/bin/python
 RACE_INSTALLED := .venv-race/.installed
 
