@@ -85,7 +85,7 @@ def main(
 
 
 def _run(rig: Rig, scale: Scale, competitors: tuple[str, ...], chosen: list[str]) -> Iterator[dict[str, Any]]:
-    """Yields all that was found so far after each measure."""
+    """Yields all that was found so far, after each sample."""
     entrants: dict[str, Entrant] = {}
     skipped: dict[str, str] = {}
     for name in competitors:
@@ -103,14 +103,15 @@ def _run(rig: Rig, scale: Scale, competitors: tuple[str, ...], chosen: list[str]
         for number in range(1 if measure in ONCE else scale.rounds):
             for name in entrants:
                 race.sample(measure, name, number)
-        yield {
-            "machine": machine | {"load at end": f"{os.getloadavg()[0]:.1f}"},
-            "scale": asdict(scale),
-            "entrants": {name: asdict(entrant) for name, entrant in entrants.items()},
-            "skipped": skipped,
-            "samples": race.samples,
-            "problems": race.problems,
-        }
+                yield {
+                    "machine": machine | {"load at end": f"{os.getloadavg()[0]:.1f}"},
+                    "scale": asdict(scale),
+                    "measures": chosen,
+                    "entrants": {name: asdict(entrant) for name, entrant in entrants.items()},
+                    "skipped": skipped,
+                    "samples": race.samples,
+                    "problems": race.problems,
+                }
 
 
 def _keep(path: Path, results: dict[str, Any]) -> None:
@@ -170,8 +171,14 @@ def joined(old: dict[str, Any], new: dict[str, Any]) -> dict[str, Any]:
     merged = old | new
     for key in ("entrants", "skipped"):
         merged[key] = old[key] | new[key]
-    for key in ("samples", "problems"):
-        merged[key] = {name: old[key].get(name, {}) | new[key].get(name, {}) for name in merged["entrants"]}
+    merged["samples"] = {
+        name: old["samples"].get(name, {}) | new["samples"].get(name, {}) for name in merged["entrants"]
+    }
+    merged["problems"] = {}
+    for name in merged["entrants"]:
+        solved = {"warm-up", *new["measures"]} if name in new["entrants"] else ()
+        kept = {measure: why for measure, why in old["problems"].get(name, {}).items() if measure not in solved}
+        merged["problems"][name] = kept | new["problems"].get(name, {})
     for name in new["entrants"]:
         merged["skipped"].pop(name, None)
     return merged

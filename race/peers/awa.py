@@ -24,6 +24,7 @@ from race import jobs, work
 from race.peer import Client, Peer, dsn
 
 MAX_WORKERS = 200
+SERVER_CONNECTIONS = 80  # that all workers may take: a worker takes 10 by default, and PostgreSQL has 100
 
 PEER = Peer(
     label="awa",
@@ -64,10 +65,12 @@ def _queue(task: str) -> str:
     return "hang" if task == "hang" else "default"
 
 
-def _client() -> awa.AsyncClient:
+def _client(connections: int = 10) -> awa.AsyncClient:
     options = conninfo_to_dict(dsn())
     host = quote(str(options["host"]), safe="")
-    return awa.AsyncClient(f"postgres://{options['user']}@localhost:{options['port']}/{options['dbname']}?host={host}")
+    return awa.AsyncClient(
+        f"postgres://{options['user']}@localhost:{options['port']}/{options['dbname']}?host={host}", connections
+    )
 
 
 async def set_up() -> None:
@@ -90,18 +93,18 @@ async def client() -> AsyncIterator[Client]:
 
 
 def commands(children: int) -> list[list[str]]:
-    return [work.command("awa", 1)] * children
+    return [work.command("awa", children)] * children
 
 
-def run(_children: int) -> None:
+def run(children: int) -> None:
     logging.basicConfig(level=logging.WARNING)
-    asyncio.run(_work())
+    asyncio.run(_work(min(10, SERVER_CONNECTIONS // children)))
 
 
-async def _work() -> None:
+async def _work(connections: int) -> None:
     stop = asyncio.Event()
     asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, stop.set)
-    async with _client() as own:
+    async with _client(connections) as own:
         for name, args in _ARGS.items():
             own.task(args, queue=_queue(name))(_handler(name))
         await own.start(

@@ -144,14 +144,18 @@ def test_results_of_another_run_stay_where_the_new_one_has_none() -> None:
     new = RESULTS | {
         "entrants": {"third": RESULTS["entrants"]["other"], "roost": RESULTS["entrants"]["roost"]},
         "skipped": {},
+        "measures": ["noops", "hang"],
         "problems": {"third": {}, "roost": {}},
         "samples": {"third": {"noops": [1.0]}, "roost": {"noops": [200.0]}},
     }
-    both = joined(RESULTS, new)
+    old = RESULTS | {
+        "problems": {"roost": {"hang": "it hung", "crash": "it broke"}, "other": {"hang": "it did not start"}}
+    }
+    both = joined(old, new)
     assert both["samples"]["roost"] == {"noops": [200.0], "pickup_50": [3.0]}
     assert set(both["samples"]) == {"roost", "other", "third"}
     assert both["skipped"] == {}
-    assert both["problems"]["other"] == {"hang": "it did not start"}
+    assert both["problems"] == {"roost": {"crash": "it broke"}, "other": {"hang": "it did not start"}, "third": {}}
 
 
 def test_the_report_leaves_the_rest_of_the_document_alone() -> None:
