@@ -74,8 +74,9 @@ def main(
         ):
             rig = Rig(Path(directory), server, redis)
             try:
+                before = json.loads(path.read_text()) if path.exists() else None
                 for results in _run(rig, scale, only or tuple(names()), chosen):
-                    _keep(path, results)
+                    _keep(path, joined(before, results) if before else results)
             finally:
                 rig.close()
     except (RaceError, EmbeddedError) as error:
@@ -115,8 +116,6 @@ def _run(rig: Rig, scale: Scale, competitors: tuple[str, ...], chosen: list[str]
 
 
 def _keep(path: Path, results: dict[str, Any]) -> None:
-    if path.exists():
-        results = joined(json.loads(path.read_text()), results)
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(results, indent=1, ensure_ascii=False) + "\n")
 
@@ -169,6 +168,9 @@ class _Race:
 def joined(old: dict[str, Any], new: dict[str, Any]) -> dict[str, Any]:
     """The new results, with what the old ones have of other competitors and other figures."""
     merged = old | new
+    merged["machine"] = new["machine"] | {
+        key: f"{old['machine'][key]}, then {new['machine'][key]}" for key in ("load at start", "load at end")
+    }
     for key in ("entrants", "skipped"):
         merged[key] = old[key] | new[key]
     merged["samples"] = {
