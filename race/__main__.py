@@ -17,8 +17,8 @@ from typing import Any, NoReturn
 import click
 import psycopg
 
-from race import backlog, drain, enqueue, harm, horizon, latency, memory
-from race.figures import table, text
+from race import backlog, crowd, drain, enqueue, harm, horizon, latency, memory
+from race.figures import said, table, text
 from race.rig import Entrant, Place, RaceError, Rig, names, redis_server
 from race.scale import FULL, QUICK, Scale
 from roostd.embedded import EmbeddedError, EmbeddedPostgres
@@ -29,6 +29,7 @@ MEASURES: dict[str, Measure] = {
     "burns": drain.burns,
     "latency": latency.measure,
     "enqueue": enqueue.measure,
+    "crowd": crowd.measure,
     "memory": memory.measure,
     "hang": harm.hang,
     "crash": harm.crash,
@@ -36,7 +37,7 @@ MEASURES: dict[str, Measure] = {
     "horizon": horizon.measure,
 }
 ONCE = {"memory", "hang", "crash", "backlog", "horizon"}  # counts, sizes, and what has rounds of its own
-POSTGRESQL_ONLY = {"backlog", "horizon"}
+POSTGRESQL_ONLY = {"crowd", "backlog", "horizon"}
 LONG = {"horizon"}  # minutes for each competitor: only when asked for
 LIMIT_SECONDS = 5400  # for all but those; it takes less than half on two cores. What was found by then is kept
 LONG_LIMIT_SECONDS = 3 * 5400
@@ -192,6 +193,8 @@ def _print(results: dict[str, Any]) -> None:
     labels = {name: entrant["label"] for name, entrant in results["entrants"].items()}
     print()
     print(text(table(labels, results["samples"])))
+    for line in said(results["samples"]):
+        print(line)
     for name, reason in results["skipped"].items():
         print(f"{name}: skipped: {reason}")
     for name, found in results["problems"].items():

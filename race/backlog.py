@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import statistics
+
 from psycopg import sql
 
 from race.drain import drain, fitting
@@ -12,7 +14,7 @@ CHUNK = 50_000
 
 
 def measure(place: Place, scale: Scale, pace: float) -> dict[str, float]:
-    """The rate with the backlog, relative to the median of the rates around it without."""
+    """The rate with the backlog, and relative to the rate without: medians of drains that take turns."""
     jobs = fitting(scale.backlog_jobs, scale, pace)
     alone: list[float] = []
     beside: list[float] = []
@@ -24,10 +26,8 @@ def measure(place: Place, scale: Scale, pace: float) -> dict[str, float]:
             alone.append(drain(other, scale, jobs, scale.drain_seconds, all_there_are=False))
             place.ledger.clear()
             beside.append(drain(place, scale, jobs, scale.drain_seconds, all_there_are=False))
-    alone.sort()
-    beside.sort()
-    middle = len(alone) // 2
-    return {"backlog_rate": beside[middle], "backlog_ratio": 100 * beside[middle] / alone[middle]}
+    rate = statistics.median(beside)
+    return {"backlog_rate": rate, "backlog_ratio": 100 * rate / statistics.median(alone)}
 
 
 def fill(place: Place, rows: int) -> None:

@@ -10,9 +10,12 @@ import asyncio
 import importlib
 import importlib.metadata
 import json
+import os
 import sys
 import time
+from collections.abc import Awaitable, Callable
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
 from race import ledger
@@ -20,6 +23,7 @@ from race.ledger import Event
 from race.peer import Client
 
 LOAD_TICK_SECONDS = 0.05
+START_TOGETHER_SECONDS = 60.0
 
 
 async def _each(client: Client, task: str, first: str, count: str) -> float:
@@ -62,7 +66,32 @@ async def _load(client: Client, task: str, first: str, per_second: str, seconds:
     return time.monotonic() - began_at
 
 
-_ACTIONS = {"each": _each, "many": _many, "drip": _drip, "load": _load}
+async def _crowd(client: Client, task: str, first: str, clients: str, seconds: str) -> float:
+    """One by one for that long, each noted in the ledger when it is safe; all clients begin together."""
+    number = int(first)
+    await client.enqueue(task, number)
+    ledger.write(Event.CALLED, number)
+    deadline = time.monotonic() + START_TOGETHER_SECONDS
+    book = ledger.Ledger(Path(os.environ[ledger.PATH_VARIABLE]))
+    while len(book) < int(clients):
+        if time.monotonic() > deadline:
+            raise TimeoutError(f"only {len(book)} of {clients} clients are there")
+        await asyncio.sleep(0.002)
+    began_at = time.monotonic()
+    while time.monotonic() < began_at + float(seconds):
+        number += 1
+        await client.enqueue(task, number)
+        ledger.write(Event.DONE, number)
+    return time.monotonic() - began_at
+
+
+_ACTIONS: dict[str, Callable[..., Awaitable[float]]] = {
+    "each": _each,
+    "many": _many,
+    "drip": _drip,
+    "load": _load,
+    "crowd": _crowd,
+}
 
 
 def main() -> None:
@@ -73,8 +102,8 @@ def main() -> None:
             answer = asdict(module.PEER) | {
                 "versions": {one: importlib.metadata.version(one) for one in module.PEER.distributions}
             }
-        case "commands":
-            answer = {"commands": module.commands(int(arguments[0]))}
+        case "commands" | "commands_for_hangs":
+            answer = {"commands": getattr(module, action)(int(arguments[0]))}
         case "set_up":
             asyncio.run(module.set_up())
             answer = {}

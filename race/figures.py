@@ -27,24 +27,51 @@ FIGURES = (
     Figure("pickup_99", "pickup latency, 99th percentile", "ms", "least"),
     Figure("enqueue_single", "enqueue, one by one", "jobs/s"),
     Figure("enqueue_many", "enqueue, in bulk", "jobs/s"),
+    Figure("crowd_rate", "enqueue, one by one, 8 clients at once", "jobs/s"),
+    Figure("crowd_ratio", "… relative to 1 client", "times"),
     Figure("memory_few", "memory of all workers, 2 children", "MB", "least"),
     Figure("memory_many", "memory of all workers, 16 children", "MB", "least"),
     Figure("hang_finished", "others finished beside hangs", "%"),
+    Figure("hang_finished_unset", "… with nothing set for hangs", "%"),
     Figure("crash_finished", "others finished beside crashes", "%"),
     Figure("crash_cut", "others begun but not finished beside crashes", "jobs", "least"),
     Figure("crash_twice", "others begun twice beside crashes", "jobs", "least"),
     Figure("backlog_rate", "drain beside 1,000,000 waiting", "jobs/s"),
     Figure("backlog_ratio", "… relative to none waiting", "%"),
+    Figure("horizon_dead", "dead rows under a pinned horizon", "rows", "least"),
     Figure("horizon_rate", "drain under a pinned horizon", "jobs/s"),
-    Figure("horizon_rate_ratio", "… relative to a free one", "%"),
+    Figure("horizon_rate_ratio", "… relative to after it", "%"),
     Figure("horizon_pickup", "pickup latency under a pinned horizon, median", "ms", "least"),
-    Figure("horizon_pickup_ratio", "… relative to a free one", "%", "least"),
+    Figure("horizon_pickup_ratio", "… relative to after it", "%", "least"),
 )
 
 
 def medians(samples: Samples, key: str) -> dict[str, float]:
     """The median of each competitor that has samples of this figure."""
     return {name: statistics.median(found[key]) for name, found in samples.items() if found.get(key)}
+
+
+def spread(samples: Samples, key: str) -> dict[str, str]:
+    """The lowest and the highest sample of each competitor that has several of this figure."""
+    return {
+        name: f"{number(min(found[key]))} – {number(max(found[key]))}"
+        for name, found in samples.items()
+        if len(found.get(key, ())) > 1
+    }
+
+
+def said(samples: Samples) -> list[str]:
+    """Which figures are medians, and of how many samples; who has fewer has failed in some rounds."""
+    counts: dict[int, list[str]] = {}
+    for figure in FIGURES:
+        count = max((len(own.get(figure.key, ())) for own in samples.values()), default=0)
+        if count and not figure.title.startswith("…"):
+            counts.setdefault(count, []).append(figure.title)
+    return [
+        ("One sample: " if count == 1 else f"Medians of {count} samples, the competitors in turn: ")
+        + f"{'; '.join(titles)}."
+        for count, titles in sorted(counts.items(), reverse=True)
+    ]
 
 
 def winners(figure: Figure, values: Mapping[str, float]) -> set[str]:

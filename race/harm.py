@@ -15,27 +15,30 @@ from race.scale import Scale
 
 
 def hang(place: Place, scale: Scale, _pace: float) -> dict[str, float]:
-    return {f"hang_{key}": count for key, count in _run(place, scale, "hang").items()}
+    """Where something is set for hangs alone, once with that and once without."""
+    found = {f"hang_{key}": count for key, count in _run(place, scale, "hang").items()}
+    if place.entrant.hang_setting:
+        with place.rig.place(place.entrant) as other:
+            found["hang_finished_unset"] = _run(other, scale, "hang", "commands")["finished"]
+    return found
 
 
 def crash(place: Place, scale: Scale, _pace: float) -> dict[str, float]:
     return {f"crash_{key}": count for key, count in _run(place, scale, "crash").items()}
 
 
-def _run(place: Place, scale: Scale, task: str) -> dict[str, float]:
+def _run(place: Place, scale: Scale, task: str, commands: str = "") -> dict[str, float]:
     place.enqueue(task, scale.harm_jobs)
     good = scale.harm_jobs - scale.harm_jobs // BAD_ONE_IN
-    with place.workers(scale.children) as workers:
+    if not commands:
+        commands = "commands_for_hangs" if task == "hang" and place.entrant.hang_setting else "commands"
+    with place.workers(scale.children, commands) as workers:
 
         def check() -> None:
             workers.look_after()
-            nonlocal finished
-            if len(place.ledger) >= 2 * good:
-                finished = outcome(place.ledger.read())["finished"] >= good
-            if finished:
+            if len(place.ledger) >= 2 * good and outcome(place.ledger.read())["finished"] >= good:
                 raise _AllFinished
 
-        finished = False
         try:
             place.ledger.wait(1_000_000_000, scale.harm_seconds, check)
         except _AllFinished:

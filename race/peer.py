@@ -18,7 +18,7 @@ class Peer:
     """`table` holds one row a waiting job and nothing else does, so that a backlog can be made by copying a row of it.
 
     Where there is no such table it is empty, and the backlog is made with `enqueue_many`. `unfinished` asks how many
-    jobs are not recorded as done.
+    jobs are not recorded as done. Where there is a `hang_setting`, `commands_for_hangs` has it.
     """
 
     label: str
@@ -27,6 +27,8 @@ class Peer:
     isolation: str  # what a job shares with others
     settings: str  # what was set other than by default
     timeout: str  # by what means `hang` has its timeout
+    rescue: str = ""  # when, by default, jobs are given out again that a dead process had claimed
+    hang_setting: str = ""  # what is set for the hang alone
     table: str = ""
     unfinished: str = ""  # of a competitor on PostgreSQL
 

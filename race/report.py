@@ -11,13 +11,15 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from race.figures import FIGURES, Figure, medians, number, table, winners
+from race.figures import FIGURES, Figure, medians, number, said, spread, table, winners
 from race.svg import Bar, bars
 
 BEGIN = "<!-- race: written by python -m race.report -->"
 END = "<!-- race: end -->"
-DRAWN = ("noops", "burns", "pickup_50", "pickup_99", "enqueue_single", "enqueue_many", "memory_many")
-DRAWN += ("hang_finished", "crash_finished", "backlog_ratio", "horizon_rate_ratio")
+DRAWN = (
+    *("noops", "burns", "pickup_50", "pickup_99", "enqueue_single", "enqueue_many", "crowd_ratio", "memory_many"),
+    *("hang_finished", "crash_finished", "backlog_ratio", "horizon_rate_ratio"),
+)
 OWN = "roost"
 _DOCUMENT = Path("docs/performance.md")
 _RESULTS = Path("race/results/race.json")
@@ -70,6 +72,8 @@ def drawings(results: Mapping[str, Any]) -> dict[str, str]:
 def section(results: Mapping[str, Any]) -> str:
     labels = {name: entrant["label"] for name, entrant in results["entrants"].items()}
     parts = [_machine(results), _table(table(labels, results["samples"]))]
+    if spreads := _spreads(results):
+        parts.append("The lowest and the highest sample:\n\n" + _table(spreads))
     if outcome := _outcome(results):
         parts.append(outcome)
     parts.append(
@@ -92,8 +96,8 @@ def _machine(results: Mapping[str, Any]) -> str:
     return (
         f"Machine: {machine['cores']} cores of {machine['processor']}, Linux {machine['kernel']}, "
         f"Python {machine['Python']}, load {machine['load at start']} at the start and {machine['load at end']} "
-        f"at the end. PostgreSQL {machine['PostgreSQL']}. Redis {machine['Redis']}. {scale['children']} children each; "
-        f"medians of {scale['rounds']} rounds, the competitors in turn."
+        f"at the end. PostgreSQL {machine['PostgreSQL']}. Redis {machine['Redis']}. {scale['children']} children each. "
+        + " ".join(said(results["samples"]))
     )
 
 
@@ -102,6 +106,15 @@ def _table(rows: list[list[str]]) -> str:
     turned = [list(column) for column in zip(*rows, strict=True)]
     lines = ["| " + " | ".join(row) + " |" for row in turned]
     return "\n".join([lines[0], "|---" * len(turned[0]) + "|", *lines[1:]])
+
+
+def _spreads(results: Mapping[str, Any]) -> list[list[str]]:
+    entrants = results["entrants"]
+    rows = []
+    for figure in FIGURES:
+        if found := spread(results["samples"], figure.key):
+            rows.append([f"{figure.title}, {figure.unit}", *(found.get(name, "") for name in entrants)])
+    return [["", *(_label(results, name) for name in entrants)], *rows] if rows else []
 
 
 def _outcome(results: Mapping[str, Any]) -> str:
@@ -121,8 +134,8 @@ def _outcome(results: Mapping[str, Any]) -> str:
 
 def _entrants(results: Mapping[str, Any]) -> str:
     lines = [
-        "| | store | what a job shares its process with | settings | timeout | versions |",
-        "|---|---|---|---|---|---|",
+        "| | store | what a job shares its process with | settings | timeout | jobs of a dead process | versions |",
+        "|---|---|---|---|---|---|---|",
     ]
     for entrant in results["entrants"].values():
         versions = ", ".join(f"{name} {version}" for name, version in entrant["versions"].items())
@@ -130,8 +143,9 @@ def _entrants(results: Mapping[str, Any]) -> str:
             entrant["label"],
             entrant["store"],
             entrant["isolation"],
-            entrant["settings"],
+            entrant["settings"] + (f"; for hangs {entrant['hang_setting']}" if entrant["hang_setting"] else ""),
             entrant["timeout"],
+            entrant["rescue"],
             versions,
         )
         lines.append("| " + " | ".join(cells) + " |")

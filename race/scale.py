@@ -25,6 +25,8 @@ class Scale:
     backlog_rounds: int = 3
     horizon_seconds: float = 300.0
     horizon_per_second: int = 500
+    horizon_rounds: int = 3
+    crowd_seconds: float = 3.0
 
 
 FULL = Scale()
@@ -39,10 +41,12 @@ QUICK = Scale(
     enqueue_many=500,
     many_children=4,
     harm_jobs=40,
-    harm_seconds=8.0,
+    harm_seconds=4.0,
     backlog_rows=5_000,
     backlog_jobs=500,
     backlog_rounds=1,
     horizon_seconds=3.0,
     horizon_per_second=100,
+    horizon_rounds=1,
+    crowd_seconds=0.5,
 )

@@ -18,9 +18,11 @@ PEER = Peer(
     distributions=("roostd", "psycopg"),
     store="PostgreSQL",
     isolation="a child process, for its job alone",
+    settings="one daemon, concurrency = children",
+    timeout="timeout_seconds: the child is killed, kill_grace after a signal",
+    rescue="at once where a child died; after 5 min (orphan_stale_after) where the daemon did",
     # The default of 5 s leaves a handler time to clean up. What hangs here would not use it.
-    settings="one daemon, concurrency = children, kill_grace 0.1 s",
-    timeout="timeout_seconds: the child is killed",
+    hang_setting="kill_grace 0.1 s",
     unfinished="SELECT count(*) FROM roost.jobs WHERE state IN ('available', 'executing')",
 )
 
@@ -51,10 +53,15 @@ async def client() -> AsyncIterator[Client]:
 
 
 def commands(children: int) -> list[list[str]]:
+    return _commands(children, "")
+
+
+def commands_for_hangs(children: int) -> list[list[str]]:
+    return _commands(children, "[worker]\nkill_grace = 0.1\n")
+
+
+def _commands(children: int, more: str) -> list[list[str]]:
     folder = os.environ["RACE_FOLDER"]
     with tempfile.NamedTemporaryFile("w", dir=folder, suffix=".toml", delete=False) as config:
-        config.write(
-            f'[handlers]\nmodules = ["race.peers.roost"]\n[worker]\nkill_grace = 0.1\n'
-            f"[pools.default]\nconcurrency = {children}\n"
-        )
+        config.write(f'[handlers]\nmodules = ["race.peers.roost"]\n[pools.default]\nconcurrency = {children}\n{more}')
     return [[str(Path(sys.executable).with_name("roostd")), "-c", config.name]]

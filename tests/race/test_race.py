@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from race import figures, ledger, report, svg
+from race import crowd, figures, ledger, report, svg
 from race.__main__ import joined
 from race.drain import rate
 from race.harm import outcome
@@ -92,6 +92,8 @@ RESULTS: dict[str, Any] = {
             "isolation": "none",
             "settings": "",
             "timeout": "",
+            "rescue": "at once",
+            "hang_setting": "",
             "versions": {label: "1"},
         }
         for name, label in (("roost", "Roost"), ("other", "Other & Sons"))
@@ -110,6 +112,19 @@ def test_the_table_has_the_medians_with_the_best_in_bold() -> None:
         ["pickup latency, median, ms", "3", "**2**"],
     ]
     assert figures.text(rows).splitlines()[1].split() == ["drain", "of", "no-ops,", "jobs/s", "100", "50"]
+
+
+def test_a_single_sample_is_not_called_a_median() -> None:
+    assert figures.said(SAMPLES) == [
+        "Medians of 3 samples, the competitors in turn: drain of no-ops.",
+        "One sample: pickup latency, median.",
+    ]
+    assert figures.spread(SAMPLES, "noops") == {"roost": "90 – 110"}
+
+
+def test_a_crowd_is_counted_while_all_of_it_is_there() -> None:
+    together = [done(number, 500 * number) for number in range(1, 5)]
+    assert crowd.rate([done(0, 0, event=Event.CALLED), *together], 1.2) == pytest.approx(3 / 1.2)
 
 
 def test_who_looks_equal_in_the_table_is_equally_good() -> None:
@@ -170,7 +185,7 @@ def test_the_report_leaves_the_rest_of_the_document_alone() -> None:
 @pytest.mark.timeout(300)
 def test_the_race_runs_with_roost_alone(tmp_path: Path) -> None:
     path = tmp_path / "race.json"
-    asked = ("noops", "burns", "latency", "enqueue", "memory", "hang", "crash", "backlog")
+    asked = ("noops", "burns", "latency", "enqueue", "crowd", "memory", "hang", "crash", "backlog")
     race = subprocess.run(
         [sys.executable, "-m", "race", "--quick", "--only", "roost", "--json", str(path)]
         + [word for name in asked for word in ("--measure", name)],
@@ -184,7 +199,10 @@ def test_the_race_runs_with_roost_alone(tmp_path: Path) -> None:
     kept = json.loads(path.read_text())
     assert kept["problems"] == {"roost": {}}, race.stderr
     found = {key: values[0] for key, values in kept["samples"]["roost"].items()}
-    assert all(found[key] > 0 for key in ("noops", "burns", "pickup_99", "enqueue_many", "memory_few", "backlog_ratio"))
+    assert all(
+        found[key] > 0
+        for key in ("noops", "burns", "pickup_99", "enqueue_many", "crowd_ratio", "memory_few", "backlog_ratio")
+    )
     assert (found["hang_finished"], found["crash_finished"]) == (100, 100)
     assert (found["crash_cut"], found["crash_twice"]) == (0, 0)
     assert report.section(kept)
