@@ -27,7 +27,7 @@ class Peer:
     isolation: str  # what a job shares with others
     settings: str  # what was set other than by default
     timeout: str  # by what means `hang` has its timeout
-    rescue: str = ""  # when, by default, jobs are given out again that a dead process had claimed
+    rescue: str  # when, by default, jobs are given out again that a dead process had claimed
     hang_setting: str = ""  # what is set for the hang alone
     table: str = ""
     unfinished: str = ""  # of a competitor on PostgreSQL

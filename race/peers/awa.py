@@ -1,9 +1,10 @@
 """awa: a runtime in Rust inside each Python worker, which claims in batches and calls asynchronous handlers.
 
-Tuned: its queue storage; more jobs at once (`max_workers`, 50 by default: docs/configuration.md), two `claimers` and
-larger claims, which AsyncClient.start offers for hot queues; bulk by `enqueue_many_copy`, its way for "high-volume
-Python producers" (README). With the defaults two workers drained an eighth of what they drain so.
-`deadline_duration_ms` is what a running attempt may take before it is rescued; it doesn't stop the handler.
+Tuned, by the documentation of 0.6: its queue storage; more jobs at once (docs/configuration: `max_workers`, 50 by
+default, to be changed "Always — this is your concurrency cap"); two `claimers` and larger claims, which
+AsyncClient.start offers "for hot queue-storage queues"; bulk by `enqueue_many_copy`, its way for "high-volume Python
+producers" (README). With the defaults two workers drained an eighth of what they drain so. `deadline_duration_ms` is
+what a running attempt may take before it is rescued; it doesn't stop the handler.
 """
 
 from __future__ import annotations
@@ -34,6 +35,7 @@ PEER = Peer(
     settings=f"one worker process a child, max_workers {MAX_WORKERS} each, 2 claimers, claim_batch_size 512, "
     "asynchronous tasks, COPY for bulk",
     timeout="deadline_duration_ms: the attempt is given up, the handler goes on",
+    rescue="after 90 to 120 s (heartbeat)",
     unfinished="SELECT count(*) FROM awa.jobs WHERE state IN ('available', 'running')",
 )
 

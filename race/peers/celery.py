@@ -1,9 +1,17 @@
-"""Celery: a parent that hands jobs to preforked children.
+"""Celery: parents that hand jobs to preforked children.
 
-Tuned as userguide/optimizing says for many short tasks: a large `worker_prefetch_multiplier` ("64, or 128 for
-example") and transient or early acknowledged messages. Results are ignored, the events that nobody listens to
-(gossip, mingle, heartbeats) are off. `-O fair` is the default since 4.0. The documentation's way to end a task that
-cannot be interrupted is `time_limit`: the parent kills the child.
+Tuned, by the documentation of 5.7:
+
+- userguide/optimizing, Prefetch Limits: a large `worker_prefetch_multiplier` for many short tasks ("Say 64, or 128").
+- userguide/workers, Concurrency: "multiple worker instances running, may perform better than having a single worker".
+  The parent is what limits Celery on Redis: it takes one message at a time, and spends two more calls of Redis on each.
+  So there are as many parents as the race has children at most times, two, and the children are shared out among them.
+- userguide/tasks, `ignore_result`; the events that nobody listens to (gossip, mingle, heartbeats) are off. Task events
+  are by default. Rate limits cost nothing where no task has one. `-O fair` is the default since 4.0.
+- hiredis, as redis-py's README says "for faster performance".
+
+userguide/workers, Time Limits: the way to end a task that cannot be interrupted is `time_limit`; the parent kills the
+child.
 """
 
 from __future__ import annotations
@@ -18,15 +26,17 @@ from race import jobs
 from race.peer import Client, Peer, redis_socket
 
 PREFETCH = 64
+PARENTS = 2
 
 PEER = Peer(
     label="Celery prefork",
     distributions=("celery", "kombu", "redis"),
     store="Redis",
     isolation="a child process, for its job alone",
-    settings=f"concurrency = children, worker_prefetch_multiplier {PREFETCH}, early acknowledgement, results ignored, "
-    "no gossip, mingle and heartbeat",
+    settings=f"{PARENTS} workers that share the children, worker_prefetch_multiplier {PREFETCH}, "
+    "early acknowledgement, results ignored, no gossip, mingle and heartbeat, hiredis",
     timeout="time_limit: the child is killed",
+    rescue="at once where a child died, but for its own; after 1 h (visibility_timeout) where the parent did",
 )
 
 app = Celery("race", broker=f"redis+socket://{redis_socket()}")
@@ -59,6 +69,8 @@ async def client() -> AsyncIterator[Client]:
 
 
 def commands(children: int) -> list[list[str]]:
-    options = ["--pool", "prefork", "--concurrency", str(children), "--loglevel", "WARNING"]
+    parents = min(PARENTS, children)
+    options = ["--pool", "prefork", "--concurrency", str(children // parents), "--loglevel", "WARNING"]
     quiet = ["--without-gossip", "--without-mingle", "--without-heartbeat"]
-    return [[sys.executable, "-m", "celery", "-A", "race.peers.celery", "worker", *options, *quiet]]
+    worker = [sys.executable, "-m", "celery", "-A", "race.peers.celery", "worker", *options, *quiet]
+    return [[*worker, "--hostname", f"race{number}"] for number in range(parents)]

@@ -1,9 +1,11 @@
 """Chancy with its asyncio executor: jobs in the event loop of each worker.
 
-Tuned: `eager_polling`, so that a worker looks for more as soon as a job is done, which "can reduce latency between
-jobs"; `concurrency` at the executor's default of 100 (chancy.queue.Queue, chancy.executors.asyncex). Updates are
-written in batches once a second, as by default. The timeout is a limit of the job; the event loop enforces it where
-code awaits.
+Tuned, by the documentation of 0.26 (chancy.queue.Queue, chancy.executors.asyncex): `eager_polling`, so that a worker
+looks for more as soon as a job is done, which "can reduce latency between jobs"; `concurrency` at the executor's
+default of 100. Ends of jobs are written in batches once a second, as by default. The timeout is a limit of the job;
+the event loop enforces it where code awaits.
+
+Its claim sorts all jobs that wait: no index has the order in which it takes them. That is what a backlog costs it.
 """
 
 from __future__ import annotations
@@ -29,6 +31,7 @@ PEER = Peer(
     isolation="none: a task in the worker's event loop",
     settings=f"one worker process a child, asyncio executor, concurrency {CONCURRENCY} each, eager_polling",
     timeout="a TIME limit of the job: cooperative",
+    rescue="after 90 to 150 s (heartbeat_timeout, Recovery)",
     table="chancy_jobs",
     unfinished="SELECT count(*) FROM chancy_jobs WHERE state IN ('pending', 'running')",
 )

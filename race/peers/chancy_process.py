@@ -1,8 +1,9 @@
 """Chancy with its process executor, the default: one worker with a pool of processes.
 
-Tuned: `concurrency` = children, `eager_polling` as in chancy_async, and no replacement of a process after 100 jobs
-(`maximum_jobs_per_worker`, meant for "a library with memory leaks"). The timeout is a limit of the job, for which the
-worker sends SIGALRM: a Python signal handler, which has to wait for C.
+Tuned, by the documentation of 0.26 (chancy.queue.Queue, chancy.executors.process): `concurrency` = children,
+`eager_polling` as in chancy_async, and no replacement of a process after 100 jobs (`maximum_jobs_per_worker`, meant for
+"a library with memory leaks"). The timeout is a limit of the job, for which the worker sends SIGALRM: a Python signal
+handler, which has to wait for C.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ PEER = Peer(
     isolation="a child process, for its job alone",
     settings="one worker, process executor, concurrency = children, eager_polling, no replacement of processes",
     timeout="a TIME limit of the job: SIGALRM to a handler in Python",
+    rescue="at once where a child died; after 90 to 150 s (heartbeat_timeout, Recovery) where the worker did",
     table="chancy_jobs",
     unfinished="SELECT count(*) FROM chancy_jobs WHERE state IN ('pending', 'running')",
 )

@@ -1,7 +1,9 @@
 """Dramatiq: forked processes with threads.
 
-Tuned: `--processes` = children. Threads stay at the default of 8 a process. The timeout (`time_limit`) raises an
-exception in the job's thread, which only happens while Python code runs (advanced, "Message Interrupts").
+Tuned, by the documentation of 2.2: `--processes` = children, `--threads` at the default of 8 (`dramatiq --help`), with
+which a process fetches 16 messages ahead (`dramatiq_queue_prefetch`, twice the threads); hiredis. The timeout
+(`time_limit`) raises an exception in the job's thread, which only happens while Python code runs (advanced, Message
+Interrupts). When one process dies, the parent ends the others too, and is started again by the race.
 """
 
 from __future__ import annotations
@@ -23,8 +25,9 @@ PEER = Peer(
     distributions=("dramatiq", "redis"),
     store="Redis",
     isolation="a thread beside others in a child process",
-    settings=f"processes = children, {THREADS} threads each",
+    settings=f"processes = children, {THREADS} threads each, hiredis",
     timeout="time_limit: an exception set in the thread, seen by Python code only",
+    rescue="after 60 s (heartbeat_timeout), at the next maintenance",
 )
 
 broker = RedisBroker(url=f"unix://{redis_socket()}")

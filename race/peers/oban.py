@@ -1,9 +1,10 @@
 """Oban for Python: asyncio workers that claim up to the free part of their limit and acknowledge in batches.
 
-Tuned: `limit`, the number of jobs a queue runs at once and with it the size of its batches. uvloop, where it is
-installed, is its command line's own choice. The timeout is the worker's `timeout()`; it is cooperative ("Blocking
-code that never awaits can't be interrupted", oban.worker.Worker.timeout). Its runner in many processes is part of the
-licensed Oban Pro, as are automatic bulk inserts and acknowledgements, and isn't raced.
+Tuned, by the documentation of 0.7: the `limit` of jobs that a queue runs at once, and with it the size of its batches
+(defining_queues; production says that a limit of 100 doesn't take 100 connections). uvloop, where it is installed, is
+its command line's own choice. The timeout is the worker's `timeout()`; it is cooperative ("Blocking code that never
+awaits can't be interrupted", oban.worker.Worker.timeout). Its runner in many processes is part of the licensed Oban
+Pro, and isn't raced.
 """
 
 from __future__ import annotations
@@ -29,6 +30,7 @@ PEER = Peer(
     isolation="none: a task in the worker's event loop",
     settings=f"one worker process a child, limit {LIMIT} each, asynchronous tasks",
     timeout="the worker's timeout(): cooperative",
+    rescue="after 5 to 6 min (lifeline)",
     table="oban_jobs",
     unfinished="SELECT count(*) FROM oban_jobs WHERE state IN ('available', 'executing')",
 )

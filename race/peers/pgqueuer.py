@@ -1,8 +1,9 @@
 """PgQueuer: asyncio workers that claim in batches and delete what is done.
 
-Tuned as its guides/performance-tuning says: asyncpg; one direct connection for each worker; a larger `batch_size` (10
-by default) for jobs that are short; its autovacuum settings (`pgq autovac`); tables durable, as by default. uvloop,
-as its command line has it (which fails with the typer of today). There is no timeout of a job.
+Tuned as its documentation says (guides/performance-tuning, of 1.6): asyncpg; one direct connection for each worker, not
+a pool; a larger `batch_size` (10 by default) for jobs that are short; its autovacuum settings (`pgq autovac`); tables
+durable, as by default. uvloop, as its command line has it (which fails with the typer of today). `heartbeat_timeout`,
+after which the jobs of a dead worker are taken by another, stays at its default. There is no timeout of a job.
 """
 
 from __future__ import annotations
@@ -34,6 +35,7 @@ PEER = Peer(
     isolation="none: a task in the worker's event loop",
     settings=f"one worker process a child, asyncpg, batch_size {BATCH_SIZE}, `pgq autovac`, asynchronous tasks",
     timeout="none to be had",
+    rescue="after 30 s (heartbeat_timeout)",
     table="pgqueuer",
     unfinished="SELECT count(*) FROM pgqueuer",
 )

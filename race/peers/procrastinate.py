@@ -1,8 +1,9 @@
 """Procrastinate: asyncio workers that claim one job at a time.
 
-Tuned: `concurrency` is the number of jobs a worker runs at once, 1 by default, to be raised for asynchronous tasks
-(documentation, howto/basics/worker and howto/advanced/concurrency). Completed jobs are kept, as by default. There is
-no timeout of a job: `abort` of a running one has to be asked for from outside, and reaches code that awaits.
+Tuned, by the documentation of 3.10: `concurrency`, the number of jobs a worker runs at once, 1 by default, to be raised
+for asynchronous tasks (App.run_worker, howto: Execute multiple jobs at the same time). It has no batches: each job is a
+claim and an end of its own. Completed jobs are kept, as by default. There is no timeout of a job: `abort` of a running
+one has to be asked for from outside, and reaches code that awaits (howto/advanced/cancellation).
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ import procrastinate
 from race import jobs, work
 from race.peer import Client, Peer, dsn
 
-CONCURRENCY = 10
+CONCURRENCY = 30
 
 PEER = Peer(
     label="Procrastinate",
@@ -25,6 +26,7 @@ PEER = Peer(
     isolation="none: a task in the worker's event loop",
     settings=f"one worker process a child, concurrency {CONCURRENCY} each, asynchronous tasks",
     timeout="none to be had",
+    rescue="never by itself (howto/production/retry_stalled_jobs)",
     table="procrastinate_jobs",
     unfinished="SELECT count(*) FROM procrastinate_jobs WHERE status IN ('todo', 'doing')",
 )

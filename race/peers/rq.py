@@ -1,9 +1,10 @@
 """RQ: workers that fork a process for every job.
 
-Tuned as docs/workers says under "Performance Notes": the modules of the jobs are imported before the fork. Results
-are kept for no time. The timeout (`job_timeout`) is a SIGALRM in the job's process, whose handler in Python has to
-wait for C; the parent kills the process a minute later (rq.worker.Worker.monitor_work_horse). `SimpleWorker`, which
-doesn't fork, is not its ordinary worker and isn't raced.
+Tuned as its documentation says (docs/workers, Performance Notes, of 3.0): the modules of the jobs are imported before
+the fork. Results are kept for no time; hiredis. The timeout (`job_timeout`) is a SIGALRM in the job's process, whose
+handler in Python has to wait for C; the parent kills the process a minute later (rq.worker.Worker.monitor_work_horse).
+`SimpleWorker`, which doesn't fork, is about six times as fast and not what its documentation has people run in
+production (docs/benchmark: "run Worker or SpawnWorker"), so it isn't raced.
 """
 
 from __future__ import annotations
@@ -25,8 +26,9 @@ PEER = Peer(
     distributions=("rq", "redis"),
     store="Redis",
     isolation="a process forked for each job",
-    settings="one worker a child, modules imported before the fork, result_ttl 0",
+    settings="one worker a child, modules imported before the fork, result_ttl 0, hiredis",
     timeout="job_timeout: SIGALRM to a handler in Python; killed a minute later",
+    rescue="at once, but for its own",
 )
 
 
