@@ -102,8 +102,8 @@ def main() -> None:
             answer = asdict(module.PEER) | {
                 "versions": {one: importlib.metadata.version(one) for one in module.PEER.distributions}
             }
-        case "commands" | "commands_for_hangs":
-            answer = {"commands": getattr(module, action)(int(arguments[0]))}
+        case "commands":
+            answer = {"commands": module.commands(int(arguments[0]))}
         case "set_up":
             asyncio.run(module.set_up())
             answer = {}

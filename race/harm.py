@@ -15,11 +15,11 @@ from race.scale import Scale
 
 
 def hang(place: Place, scale: Scale, _pace: float) -> dict[str, float]:
-    """Where something is set for hangs alone, once with that and once without."""
+    """Where something other than a default is set for hangs alone, once with that and once without."""
     found = {f"hang_{key}": count for key, count in _run(place, scale, "hang").items()}
     if place.entrant.hang_setting:
         with place.rig.place(place.entrant) as other:
-            found["hang_finished_unset"] = _run(other, scale, "hang", "commands")["finished"]
+            found["hang_finished_unset"] = _run(other, scale, "hang", unset=True)["finished"]
     return found
 
 
@@ -27,12 +27,10 @@ def crash(place: Place, scale: Scale, _pace: float) -> dict[str, float]:
     return {f"crash_{key}": count for key, count in _run(place, scale, "crash").items()}
 
 
-def _run(place: Place, scale: Scale, task: str, commands: str = "") -> dict[str, float]:
+def _run(place: Place, scale: Scale, task: str, *, unset: bool = False) -> dict[str, float]:
     place.enqueue(task, scale.harm_jobs)
     good = scale.harm_jobs - scale.harm_jobs // BAD_ONE_IN
-    if not commands:
-        commands = "commands_for_hangs" if task == "hang" and place.entrant.hang_setting else "commands"
-    with place.workers(scale.children, commands) as workers:
+    with place.workers(scale.children, beside_harm=not unset) as workers:
 
         def check() -> None:
             workers.look_after()

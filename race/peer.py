@@ -9,6 +9,7 @@ from typing import Literal
 
 DSN_VARIABLE = "RACE_DSN"
 REDIS_VARIABLE = "RACE_REDIS"
+HARM_VARIABLE = "RACE_HARM"
 
 Store = Literal["PostgreSQL", "Redis"]
 
@@ -18,7 +19,10 @@ class Peer:
     """`table` holds one row a waiting job and nothing else does, so that a backlog can be made by copying a row of it.
 
     Where there is no such table it is empty, and the backlog is made with `enqueue_many`. `unfinished` asks how many
-    jobs are not recorded as done. Where there is a `hang_setting`, `commands_for_hangs` has it.
+    jobs are not recorded as done.
+    What serves many short jobs, such as large claims, is no help beside hangs and crashes: there a competitor may have
+    settings of its own, told by `beside_harm()`. Those that are not its defaults are its `hang_setting`; hangs are
+    then measured without them too.
     """
 
     label: str
@@ -28,7 +32,7 @@ class Peer:
     settings: str  # what was set other than by default
     timeout: str  # by what means `hang` has its timeout
     rescue: str  # when, by default, jobs are given out again that a dead process had claimed
-    hang_setting: str = ""  # what is set for the hang alone
+    hang_setting: str = ""
     table: str = ""
     unfinished: str = ""  # of a competitor on PostgreSQL
 
@@ -44,6 +48,11 @@ class Client:
 def dsn() -> str:
     """Of the database of this measurement."""
     return os.environ[DSN_VARIABLE]
+
+
+def beside_harm() -> bool:
+    """Whether these workers are to run jobs that hang or crash."""
+    return HARM_VARIABLE in os.environ
 
 
 def redis_socket() -> str:

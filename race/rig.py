@@ -20,6 +20,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, LiteralString
 
 import psycopg
@@ -27,7 +28,7 @@ from psycopg import sql
 from psycopg.conninfo import make_conninfo
 
 from race.ledger import PATH_VARIABLE, Ledger
-from race.peer import DSN_VARIABLE, REDIS_VARIABLE
+from race.peer import DSN_VARIABLE, HARM_VARIABLE, REDIS_VARIABLE
 from roostd import linux
 from roostd.embedded import EmbeddedPostgres
 
@@ -153,10 +154,12 @@ class Place:
                 conn.execute("CHECKPOINT")
 
     @contextmanager
-    def workers(self, children: int, commands: str = "commands") -> Iterator[Workers]:
+    def workers(self, children: int, *, beside_harm: bool = False) -> Iterator[Workers]:
         """The competitor's workers, just started; stopped at the end."""
+        setting = {HARM_VARIABLE: "1"} if beside_harm else {}
         log = self.rig.folder / f"{self.entrant.name}-{next(_numbers)}.log"
-        workers = Workers(self.ask(commands, children)["commands"], self.rig.environment(self.dsn), log)
+        commands = self.rig.client(self.entrant.name, "commands", children, dsn=self.dsn, setting=setting)["commands"]
+        workers = Workers(commands, self.rig.environment(self.dsn) | setting, log)
         try:
             workers.start()
             yield workers
@@ -222,9 +225,15 @@ class Rig:
             self._administer("DROP DATABASE {} WITH (FORCE)", name)
 
     def client(
-        self, name: str, action: str, *arguments: object, dsn: str, seconds: float = CLIENT_SECONDS
+        self,
+        name: str,
+        action: str,
+        *arguments: object,
+        dsn: str,
+        seconds: float = CLIENT_SECONDS,
+        setting: Mapping[str, str] = MappingProxyType({}),
     ) -> dict[str, Any]:
-        process = self.start_client(name, action, *arguments, dsn=dsn)
+        process = self.start_client(name, action, *arguments, dsn=dsn, setting=setting)
         try:
             output, errors = process.communicate(timeout=seconds)
         except subprocess.TimeoutExpired:
@@ -238,12 +247,14 @@ class Rig:
         answer: dict[str, Any] = json.loads(output.splitlines()[-1])
         return answer
 
-    def start_client(self, name: str, action: str, *arguments: object, dsn: str) -> subprocess.Popen[str]:
+    def start_client(
+        self, name: str, action: str, *arguments: object, dsn: str, setting: Mapping[str, str] = MappingProxyType({})
+    ) -> subprocess.Popen[str]:
         race_pid = os.getpid()
         return subprocess.Popen(
             [sys.executable, "-m", "race.client", name, action, *map(str, arguments)],
             cwd=self.folder,
-            env=self.environment(dsn),
+            env=self.environment(dsn) | dict(setting),
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,

@@ -7,7 +7,6 @@ their own, so that what one needs never meets what another needs. It has
 - `client()`, an async context manager that gives a `Client`;
 - `set_up()`, a coroutine that makes the schema, where there is one;
 - `commands(children)`, the commands that together run jobs in that many processes;
-- `commands_for_hangs(children)`, where something is set for hangs alone (`Peer.hang_setting`);
 - `run(children)`, what `python -m race.work NAME CHILDREN` does, where that is among the commands.
 
 Every task of race/jobs.py must be there under its name, takes `number`, and is tried once. `hang` has a timeout of

@@ -22,9 +22,9 @@ import awa
 from psycopg.conninfo import conninfo_to_dict
 
 from race import jobs, work
-from race.peer import Client, Peer, dsn
+from race.peer import Client, Peer, beside_harm, dsn
 
-MAX_WORKERS = 200
+MAX_WORKERS = 500
 SERVER_CONNECTIONS = 80  # that all workers may take: a worker takes 10 by default, and PostgreSQL has 100
 
 PEER = Peer(
@@ -32,8 +32,8 @@ PEER = Peer(
     distributions=("awa-pg",),
     store="PostgreSQL",
     isolation="none: a task in the worker's event loop",
-    settings=f"one worker process a child, max_workers {MAX_WORKERS} each, 2 claimers, claim_batch_size 512, "
-    "asynchronous tasks, COPY for bulk",
+    settings=f"one worker process a child, max_workers {MAX_WORKERS} each, 2 claimers, claim_batch_size 512 "
+    "(beside hangs and crashes its defaults), asynchronous tasks, COPY for bulk",
     timeout="deadline_duration_ms: the attempt is given up, the handler goes on",
     rescue="after 90 to 120 s (heartbeat)",
     unfinished="SELECT count(*) FROM awa.jobs WHERE state IN ('available', 'running')",
@@ -60,6 +60,7 @@ class Crash:
     number: int
 
 
+_LARGE_CLAIMS = {"claimers": 2, "claim_batch_size": 512}
 _ARGS: dict[str, Any] = {"noop": Noop, "burn": Burn, "hang": Hang, "crash": Crash}
 
 
@@ -109,14 +110,11 @@ async def _work(connections: int) -> None:
     async with _client(connections) as own:
         for name, args in _ARGS.items():
             own.task(args, queue=_queue(name))(_handler(name))
+        default = {"max_workers": 50} if beside_harm() else {"max_workers": MAX_WORKERS, **_LARGE_CLAIMS}
         await own.start(
             [
-                {"name": "default", "max_workers": MAX_WORKERS, "claimers": 2, "claim_batch_size": 512},
-                {
-                    "name": "hang",
-                    "max_workers": MAX_WORKERS,
-                    "deadline_duration_ms": 1000 * jobs.HANG_TIMEOUT_SECONDS,
-                },
+                {"name": "default", **default},
+                {"name": "hang", "max_workers": 50, "deadline_duration_ms": 1000 * jobs.HANG_TIMEOUT_SECONDS},
             ],
             deadline_rescue_interval_ms=1000,
         )

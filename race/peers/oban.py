@@ -18,7 +18,7 @@ from oban import Oban, worker
 from oban.schema import install
 
 from race import jobs
-from race.peer import Client, Peer, dsn
+from race.peer import Client, Peer, beside_harm, dsn
 
 LIMIT = 100
 BULK = 5_000  # jobs a statement
@@ -28,7 +28,7 @@ PEER = Peer(
     distributions=("oban", "psycopg"),
     store="PostgreSQL",
     isolation="none: a task in the worker's event loop",
-    settings=f"one worker process a child, limit {LIMIT} each, asynchronous tasks",
+    settings=f"one worker process a child, limit {LIMIT} each (10 beside hangs and crashes), asynchronous tasks",
     timeout="the worker's timeout(): cooperative",
     rescue="after 5 to 6 min (lifeline)",
     table="oban_jobs",
@@ -92,5 +92,5 @@ async def client() -> AsyncIterator[Client]:
 
 
 def commands(children: int) -> list[list[str]]:
-    options = ["--dsn", dsn(), "--queues", f"default:{LIMIT}", "--log-level", "WARNING"]
+    options = ["--dsn", dsn(), "--queues", f"default:{10 if beside_harm() else LIMIT}", "--log-level", "WARNING"]
     return [[sys.executable, "-m", "oban", "start", *options, "--cron-modules", "race.peers.oban"]] * children

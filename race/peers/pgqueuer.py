@@ -1,7 +1,8 @@
 """PgQueuer: asyncio workers that claim in batches and delete what is done.
 
 Tuned as its documentation says (guides/performance-tuning, of 1.6): asyncpg; one direct connection for each worker, not
-a pool; a larger `batch_size` (10 by default) for jobs that are short; its autovacuum settings (`pgq autovac`); tables
+a pool; a larger `batch_size` (10 by default) for jobs that are short, though
+not beside hangs and crashes; its autovacuum settings (`pgq autovac`); tables
 durable, as by default. uvloop, as its command line has it (which fails with the typer of today). `heartbeat_timeout`,
 after which the jobs of a dead worker are taken by another, stays at its default. There is no timeout of a job.
 """
@@ -23,7 +24,7 @@ from pgqueuer.queries import Queries
 from psycopg.conninfo import conninfo_to_dict
 
 from race import jobs, work
-from race.peer import Client, Peer, dsn
+from race.peer import Client, Peer, beside_harm, dsn
 
 BATCH_SIZE = 100
 BULK = 5_000  # jobs a statement
@@ -33,7 +34,8 @@ PEER = Peer(
     distributions=("pgqueuer", "asyncpg"),
     store="PostgreSQL",
     isolation="none: a task in the worker's event loop",
-    settings=f"one worker process a child, asyncpg, batch_size {BATCH_SIZE}, `pgq autovac`, asynchronous tasks",
+    settings=f"one worker process a child, asyncpg, batch_size {BATCH_SIZE} (10, as by default, "
+    "beside hangs and crashes), `pgq autovac`, asynchronous tasks",
     timeout="none to be had",
     rescue="after 30 s (heartbeat_timeout)",
     table="pgqueuer",
@@ -91,7 +93,7 @@ async def _work() -> None:
     for name in jobs.TASKS:
         queuer.entrypoint(name)(_handler(name))
     asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, queuer.shutdown.set)
-    await queuer.run(batch_size=BATCH_SIZE)
+    await queuer.run(batch_size=10 if beside_harm() else BATCH_SIZE)
 
 
 def _handler(name: str) -> Any:

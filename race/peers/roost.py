@@ -10,7 +10,7 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 
 from race import jobs
-from race.peer import Client, Peer, dsn
+from race.peer import Client, Peer, beside_harm, dsn
 from roost_client import AsyncRoost, JobInsert, job
 
 PEER = Peer(
@@ -53,14 +53,7 @@ async def client() -> AsyncIterator[Client]:
 
 
 def commands(children: int) -> list[list[str]]:
-    return _commands(children, "")
-
-
-def commands_for_hangs(children: int) -> list[list[str]]:
-    return _commands(children, "[worker]\nkill_grace = 0.1\n")
-
-
-def _commands(children: int, more: str) -> list[list[str]]:
+    more = "[worker]\nkill_grace = 0.1\n" if beside_harm() else ""
     folder = os.environ["RACE_FOLDER"]
     with tempfile.NamedTemporaryFile("w", dir=folder, suffix=".toml", delete=False) as config:
         config.write(f'[handlers]\nmodules = ["race.peers.roost"]\n[pools.default]\nconcurrency = {children}\n{more}')
