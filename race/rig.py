@@ -61,6 +61,7 @@ class Entrant:
     hang_setting: str
     table: str
     unfinished: str
+    finished: str
     versions: Mapping[str, str]
 
 
@@ -332,8 +333,8 @@ def connect(dsn: str) -> psycopg.Connection[Any]:
     return psycopg.connect(dsn, autocommit=True, options="-c statement_timeout=600s", application_name="race")
 
 
-def value(conn: psycopg.Connection[Any], statement: LiteralString, *parameters: Any) -> Any:
-    row = conn.execute(statement, parameters).fetchone()
+def value(conn: psycopg.Connection[Any], statement: str, *parameters: Any) -> Any:
+    row = conn.execute(statement.encode(), parameters).fetchone()
     return None if row is None else row[0]
 
 
