@@ -8,7 +8,7 @@ import signal
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from types import FrameType
@@ -39,8 +39,22 @@ MEASURES: dict[str, Measure] = {
 ONCE = {"memory", "hang", "crash", "backlog", "horizon"}  # counts, sizes, and what has rounds of its own
 POSTGRESQL_ONLY = {"crowd", "backlog", "horizon"}
 LONG = {"horizon"}  # minutes for each competitor: only when asked for
-LIMIT_SECONDS = 5400  # for all but those; it takes less than half on two cores. What was found by then is kept
+LIMIT_SECONDS = 5400  # for all but those. What was found by then is kept
 LONG_LIMIT_SECONDS = 3 * 5400
+# What a sample takes on two cores with nothing else to do, with --quick and in full.
+SECONDS = {
+    "warm-up": (3.5, 4),
+    "noops": (2.5, 6),
+    "burns": (3, 6),
+    "latency": (3.5, 8),
+    "enqueue": (1, 5),
+    "crowd": (3, 9),
+    "memory": (4, 9),
+    "hang": (5, 33),
+    "crash": (5, 22),
+    "backlog": (8, 60),
+    "horizon": (13, 370),
+}
 
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"]})
@@ -81,8 +95,11 @@ def main(
             finally:
                 rig.close()
     except (RaceError, EmbeddedError) as error:
-        print(f"race: {error}", file=sys.stderr)
-        sys.exit(1)
+        sys.exit(f"race: {error}")
+    except KeyboardInterrupt as reason:
+        if path.exists():
+            _print(json.loads(path.read_text()))
+        sys.exit(f"race: {str(reason) or 'interrupted'}; what was found by then is in {path}")
     _print(json.loads(path.read_text()))
 
 
@@ -98,11 +115,13 @@ def _run(rig: Rig, scale: Scale, competitors: tuple[str, ...], chosen: list[str]
                 skipped[name] = reason
                 print(f"{name}: skipped: {reason}", file=sys.stderr)
     race = _Race(rig, scale, entrants)
+    minutes = estimate(entrants, chosen, scale.rounds, quick=scale.quick) / 60
+    print(f"race: {len(entrants)} competitors, about {minutes:.0f} min; Ctrl-C keeps what was found", file=sys.stderr)
     machine = rig.describe()
     for name in list(entrants):
         race.warm_up(name)
     for measure in chosen:
-        for number in range(1 if measure in ONCE else scale.rounds):
+        for number in range(_rounds(measure, scale.rounds)):
             for name in entrants:
                 race.sample(measure, name, number)
                 yield {
@@ -114,6 +133,26 @@ def _run(rig: Rig, scale: Scale, competitors: tuple[str, ...], chosen: list[str]
                     "samples": race.samples,
                     "problems": race.problems,
                 }
+
+
+def _rounds(measure: str, rounds: int) -> int:
+    return 1 if measure in ONCE else rounds
+
+
+def _takes_part(measure: str, entrant: Entrant) -> bool:
+    return measure not in POSTGRESQL_ONLY or entrant.store == "PostgreSQL"
+
+
+def estimate(entrants: Mapping[str, Entrant], chosen: Sequence[str], rounds: int, *, quick: bool) -> float:
+    """The seconds that it takes, more or less."""
+    column = 0 if quick else 1
+    samples = sum(
+        SECONDS[measure][column]
+        * _rounds(measure, rounds)
+        * sum(_takes_part(measure, one) for one in entrants.values())
+        for measure in chosen
+    )
+    return samples + SECONDS["warm-up"][column] * len(entrants)
 
 
 def _keep(path: Path, results: dict[str, Any]) -> None:
@@ -145,7 +184,7 @@ class _Race:
 
     def sample(self, measure: str, name: str, number: int) -> None:
         entrant = self._entrants[name]
-        if name not in self._paces or (measure in POSTGRESQL_ONLY and entrant.store != "PostgreSQL"):
+        if name not in self._paces or not _takes_part(measure, entrant):
             return
         started_at = time.monotonic()
         try:
@@ -204,7 +243,7 @@ def _print(results: dict[str, Any]) -> None:
 
 def _stop(number: int, _frame: FrameType | None) -> NoReturn:
     # As an exception, so that everything that was started is stopped on the way out.
-    sys.exit(f"race: ended by {signal.Signals(number).name}")
+    raise KeyboardInterrupt(f"ended by {signal.Signals(number).name}")
 
 
 if __name__ == "__main__":

@@ -159,7 +159,7 @@ class Place:
         """The competitor's workers, just started; stopped at the end."""
         setting = {HARM_VARIABLE: "1"} if beside_harm else {}
         log = self.rig.folder / f"{self.entrant.name}-{next(_numbers)}.log"
-        commands = self.rig.client(self.entrant.name, "commands", children, dsn=self.dsn, setting=setting)["commands"]
+        commands = self.rig.commands(self, children, setting)
         workers = Workers(commands, self.rig.environment(self.dsn) | setting, log)
         try:
             workers.start()
@@ -176,6 +176,7 @@ class Rig:
         self._server = server
         self._redis = redis
         self._templates: dict[str, str] = {}
+        self._commands: dict[tuple[str, int, bool], tuple[str, list[list[str]]]] = {}
         memory = Path("/dev/shm")
         self._ledger = Ledger((memory if os.access(memory, os.W_OK) else folder) / f"roost-race-{os.getpid()}")
 
@@ -224,6 +225,15 @@ class Rig:
             yield Place(self, entrant, make_conninfo(self._server.dsn, dbname=name), self._ledger)
         finally:
             self._administer("DROP DATABASE {} WITH (FORCE)", name)
+
+    def commands(self, place: Place, children: int, setting: Mapping[str, str]) -> list[list[str]]:
+        """Those that run that many children, asked for once: a process that imports the library takes long."""
+        key = place.entrant.name, children, bool(setting)
+        if key not in self._commands:
+            answer = self.client(place.entrant.name, "commands", children, dsn=place.dsn, setting=setting)
+            self._commands[key] = place.dsn, answer["commands"]
+        dsn, commands = self._commands[key]
+        return [[word if word != dsn else place.dsn for word in command] for command in commands]
 
     def client(
         self,

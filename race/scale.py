@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Scale:
+    quick: bool = False
     rounds: int = 5
     children: int = 2
     drain_jobs: int = 20_000  # a slow competitor gets fewer, as many as fill drain_seconds
@@ -31,21 +32,22 @@ class Scale:
 
 FULL = Scale()
 QUICK = Scale(
+    quick=True,
     rounds=1,
     drain_jobs=1_000,
     drain_seconds=1.0,
     burn_jobs=200,
     least_jobs=100,
-    latency_jobs=20,
+    latency_jobs=15,
     enqueue_single=20,
     enqueue_many=500,
     many_children=4,
     harm_jobs=40,
-    harm_seconds=4.0,
+    harm_seconds=3.0,
     backlog_rows=5_000,
     backlog_jobs=500,
     backlog_rounds=1,
-    horizon_seconds=3.0,
+    horizon_seconds=2.0,
     horizon_per_second=100,
     horizon_rounds=1,
     crowd_seconds=0.5,

@@ -9,17 +9,20 @@ import subprocess
 import sys
 import time
 import xml.etree.ElementTree as ElementTree
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from race import __main__ as race_main
 from race import crowd, figures, ledger, report, svg
 from race.__main__ import joined
 from race.drain import rate
 from race.harm import outcome
 from race.latency import percentile, waits
 from race.ledger import Event, Ledger, Record
+from race.rig import Entrant
 from roostd import linux
 
 CHECKOUT = Path(__file__).parents[2]
@@ -125,6 +128,14 @@ def test_a_single_sample_is_not_called_a_median() -> None:
 def test_a_crowd_is_counted_while_all_of_it_is_there() -> None:
     together = [done(number, 500 * number) for number in range(1, 5)]
     assert crowd.rate([done(0, 0, event=Event.CALLED), *together], 1.2) == pytest.approx(3 / 1.2)
+
+
+def test_the_time_it_takes_is_told_from_who_takes_part() -> None:
+    redis = Entrant("one", "One", "Redis", "", "", "", "", "", "", "", "", {})
+    entrants = {"one": redis, "two": replace(redis, store="PostgreSQL")}
+    warm_up, noops, backlog = (race_main.SECONDS[name][1] for name in ("warm-up", "noops", "backlog"))
+    told = race_main.estimate(entrants, ["noops", "backlog"], 5, quick=False)
+    assert told == 2 * warm_up + 10 * noops + backlog
 
 
 def test_who_looks_equal_in_the_table_is_equally_good() -> None:
