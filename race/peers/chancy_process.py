@@ -22,7 +22,8 @@ PEER = Peer(
     distributions=("chancy", "psycopg"),
     store="PostgreSQL",
     isolation="a child process, for its job alone",
-    settings="one worker, process executor, concurrency = children, eager_polling, no replacement of processes",
+    settings="one worker, process executor, concurrency = children, eager_polling, no replacement of processes, "
+    "synchronous client",
     timeout="a TIME limit of the job: SIGALRM to a handler in Python",
     rescue="at once where a child died; after 90 to 150 s (heartbeat_timeout, Recovery) where the worker did",
     table="chancy_jobs",
