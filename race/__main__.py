@@ -48,7 +48,7 @@ SECONDS = {
     "burns": (3, 6),
     "latency": (3.5, 8),
     "enqueue": (1, 5),
-    "crowd": (3, 9),
+    "crowd": (3, 10),
     "memory": (4, 9),
     "hang": (5, 33),
     "crash": (5, 22),

@@ -66,8 +66,8 @@ async def _load(client: Client, task: str, first: str, per_second: str, seconds:
     return time.monotonic() - began_at
 
 
-async def _crowd(client: Client, task: str, first: str, clients: str, seconds: str) -> float:
-    """One by one for that long, each noted in the ledger when it is safe; all clients begin together."""
+async def _crowd(client: Client, task: str, first: str, clients: str, index: str, seconds: str) -> float:
+    """When all clients are there the one of index 0 enqueues for that long, then all do. Notes each that is safe."""
     number = int(first)
     await client.enqueue(task, number)
     ledger.write(Event.CALLED, number)
@@ -78,10 +78,13 @@ async def _crowd(client: Client, task: str, first: str, clients: str, seconds: s
             raise TimeoutError(f"only {len(book)} of {clients} clients are there")
         await asyncio.sleep(0.002)
     began_at = time.monotonic()
-    while time.monotonic() < began_at + float(seconds):
-        number += 1
-        await client.enqueue(task, number)
-        ledger.write(Event.DONE, number)
+    for event, ends_at in ((Event.BEGAN, began_at + float(seconds)), (Event.DONE, began_at + 2 * float(seconds))):
+        if event is Event.BEGAN and int(index) > 0:
+            await asyncio.sleep(float(seconds))
+        while time.monotonic() < ends_at:
+            number += 1
+            await client.enqueue(task, number)
+            ledger.write(event, number)
     return time.monotonic() - began_at
 
 

@@ -127,7 +127,7 @@ def test_a_single_sample_is_not_called_a_median() -> None:
 
 def test_a_crowd_is_counted_while_all_of_it_is_there() -> None:
     together = [done(number, 500 * number) for number in range(1, 5)]
-    assert crowd.rate([done(0, 0, event=Event.CALLED), *together], 1.2) == pytest.approx(3 / 1.2)
+    assert crowd.rate([done(0, 0, event=Event.CALLED), *together], Event.DONE, 1.2) == pytest.approx(3 / 1.2)
 
 
 def test_the_time_it_takes_is_told_from_who_takes_part() -> None:
