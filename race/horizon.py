@@ -42,7 +42,7 @@ def measure(place: Place, scale: Scale, pace: float) -> dict[str, float]:
 def _load(place: Place, scale: Scale, pace: float) -> None:
     per_second = min(scale.horizon_per_second, int(pace / 2))
     with place.workers(scale.children) as workers:
-        warm_up(place, workers, scale.children)
+        warm_up(place, workers, scale)
         limit = scale.horizon_seconds * 3 + CATCH_UP_SECONDS
         place.ask("load", "noop", 1, per_second, scale.horizon_seconds, seconds=limit)
         asked = round(per_second * 0.05) * round(scale.horizon_seconds / 0.05)
@@ -53,7 +53,7 @@ def _load(place: Place, scale: Scale, pace: float) -> None:
 def _wait(place: Place, scale: Scale) -> float:
     """The median pickup latency in ms."""
     with place.workers(scale.children) as workers:
-        warm_up(place, workers, scale.children)
+        warm_up(place, workers, scale)
         return percentile(pickup(place, scale), 50)
 
 

@@ -10,19 +10,19 @@ from race.rig import START_SECONDS, Place, RaceError, Workers
 from race.scale import Scale
 
 WARM_UP_JOBS = 20
-ALL_THERE_SECONDS = 5.0
 WAIT_SECONDS = 20.0
 
 
 def measure(place: Place, scale: Scale, _pace: float) -> dict[str, float]:
     with place.workers(scale.children) as workers:
-        warm_up(place, workers, scale.children)
+        warm_up(place, workers, scale)
         waits = pickup(place, scale)
     return {f"pickup_{percent}": percentile(waits, percent) for percent in (50, 95, 99)}
 
 
-def warm_up(place: Place, workers: Workers, children: int) -> None:
+def warm_up(place: Place, workers: Workers, scale: Scale, children: int = 0) -> None:
     """Returns when every child has run something, or one at least and the others had time to; clears the ledger."""
+    children = children or scale.children
     since, asked = time.monotonic(), 0
     while True:
         place.enqueue("noop", WARM_UP_JOBS, first=1 + asked)
@@ -31,7 +31,7 @@ def warm_up(place: Place, workers: Workers, children: int) -> None:
             raise RaceError(f"only {len(place.ledger)} of {asked} jobs ran within {START_SECONDS:g} s")
         if len({record.pid for record in place.ledger.read()}) >= children:
             break
-        if time.monotonic() > since + ALL_THERE_SECONDS:
+        if time.monotonic() > since + scale.all_there_seconds:
             break
     place.ledger.clear()
 

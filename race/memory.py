@@ -14,13 +14,13 @@ from race.scale import Scale
 
 
 def measure(place: Place, scale: Scale, _pace: float) -> dict[str, float]:
-    few, many = (_idle(place, children) for children in (scale.children, scale.many_children))
+    few, many = (_idle(place, scale, children) for children in (scale.children, scale.many_children))
     return {"memory_few": few, "memory_many": many}
 
 
-def _idle(place: Place, children: int) -> float:
+def _idle(place: Place, scale: Scale, children: int) -> float:
     with place.workers(children) as workers:
-        warm_up(place, workers, children)
+        warm_up(place, workers, scale, children)
         return sum(map(_pss_mb, workers.pids()))
 
 

@@ -19,6 +19,7 @@ class Scale:
     enqueue_single: int = 500
     enqueue_many: int = 5_000
     many_children: int = 16
+    all_there_seconds: float = 5.0  # that every child has to run something, before a measurement without a queue
     harm_jobs: int = 200
     harm_seconds: float = 30.0
     backlog_rows: int = 1_000_000
@@ -42,6 +43,7 @@ QUICK = Scale(
     enqueue_single=20,
     enqueue_many=500,
     many_children=4,
+    all_there_seconds=1.0,
     harm_jobs=40,
     harm_seconds=3.0,
     backlog_rows=5_000,
