@@ -35,33 +35,25 @@ def drain(place: Place, scale: Scale, jobs: int, seconds: float, *, all_there_ar
     Where these are all there are, the clock stops when they are recorded as done too: some run ahead of that.
     """
     place.settle_down()
-    finished = _count(place, place.entrant.finished)
     with place.workers(scale.children) as workers:
         if not place.ledger.wait(1, START_SECONDS, workers.look_after):
             raise RaceError(f"no job ran within {START_SECONDS:g} s")
         all_ran = place.ledger.wait(jobs, max(seconds, STALL_SECONDS), workers.look_after)
-        recorded_at = _wait_recorded(place, finished + jobs) if all_ran and all_there_are else None
+        recorded_at = _wait_recorded(place) if all_ran and all_there_are else None
     return rate(place.ledger.read(), scale.children, jobs, recorded_at)
 
 
-def _wait_recorded(place: Place, finished: int) -> int | None:
-    """When the last job was recorded as done, in ns; None where the store is not asked. `finished` are so by then."""
-    entrant = place.entrant
-    if not (entrant.unfinished or entrant.finished):
+def _wait_recorded(place: Place) -> int | None:
+    """When the last job was recorded as done, in ns; None where the store is not asked."""
+    if not place.entrant.unfinished:
         return None
     deadline = time.monotonic() + STALL_SECONDS
-    while _count(place, entrant.unfinished) if entrant.unfinished else _count(place, entrant.finished) < finished:
-        if time.monotonic() > deadline:
-            raise RaceError(f"all jobs ran, but {STALL_SECONDS:g} s later not all are recorded as done")
-        time.sleep(0.02)
-    return time.monotonic_ns()
-
-
-def _count(place: Place, query: str) -> int:
-    if not query:
-        return 0
     with connect(place.dsn) as conn:
-        return int(value(conn, query))
+        while value(conn, place.entrant.unfinished):
+            if time.monotonic() > deadline:
+                raise RaceError(f"all jobs ran, but {STALL_SECONDS:g} s later not all are recorded as done")
+            time.sleep(0.02)
+    return time.monotonic_ns()
 
 
 def rate(records: Sequence[Record], children: int, jobs: int, recorded_at: int | None = None) -> float:

@@ -19,7 +19,7 @@ class Peer:
     """`table` holds one row a waiting job and nothing else does, so that a backlog can be made by copying a row of it.
 
     Where there is no such table it is empty, and the backlog is made with `enqueue_many`. `unfinished` asks how many
-    jobs are not recorded as done; or `finished`, where that can't be asked, how many are.
+    jobs are not recorded as done, where that can be asked.
     What serves many short jobs, such as large claims, is no help beside hangs and crashes: there a competitor may have
     settings of its own, told by `beside_harm()`. Those that are not its defaults are its `hang_setting`; hangs are
     then measured without them too.
@@ -35,7 +35,6 @@ class Peer:
     hang_setting: str = ""
     table: str = ""
     unfinished: str = ""  # of a competitor on PostgreSQL
-    finished: str = ""
 
 
 @dataclass(frozen=True, slots=True)

@@ -61,7 +61,6 @@ class Entrant:
     hang_setting: str
     table: str
     unfinished: str
-    finished: str
     versions: Mapping[str, str]
 
 

@@ -131,7 +131,7 @@ def test_a_crowd_is_counted_while_all_of_it_is_there() -> None:
 
 
 def test_the_time_it_takes_is_told_from_who_takes_part() -> None:
-    redis = Entrant("one", "One", "Redis", "", "", "", "", "", "", "", "", {})
+    redis = Entrant("one", "One", "Redis", "", "", "", "", "", "", "", {})
     entrants = {"one": redis, "two": replace(redis, store="PostgreSQL")}
     warm_up, noops, backlog = (race_main.SECONDS[name][1] for name in ("warm-up", "noops", "backlog"))
     told = race_main.estimate(entrants, ["noops", "backlog"], 5, quick=False)
