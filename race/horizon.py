@@ -52,6 +52,7 @@ def _load(place: Place, scale: Scale, pace: float) -> None:
 
 def _wait(place: Place, scale: Scale) -> float:
     """The median pickup latency in ms."""
+    place.ledger.clear()  # what ran before must not pass for the warm-up
     with place.workers(scale.children) as workers:
         warm_up(place, workers, scale)
         return percentile(pickup(place, scale), 50)
