@@ -14,6 +14,8 @@ class Scale:
     enqueue_in_transaction: int = 5_000
     enqueue_many: int = 100_000
     enqueue_rounds: int = 3
+    crowd_seconds: float = 2.0
+    crowd_rounds: int = 5
     backlog_rows: int = 1_000_000
     backlog_jobs: int = 10_000
     backlog_rounds: int = 15
@@ -30,6 +32,8 @@ QUICK = Scale(
     enqueue_in_transaction=20,
     enqueue_many=1_000,
     enqueue_rounds=1,
+    crowd_seconds=0.2,
+    crowd_rounds=1,
     backlog_rows=5_000,
     backlog_jobs=1_000,
     backlog_rounds=1,

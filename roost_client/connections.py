@@ -19,9 +19,11 @@ from psycopg.pq import TransactionStatus
 
 from .errors import RoostError
 
+PREPARE_AFTER = 2  # times that a statement was sent; planning an enqueue costs the server as much as carrying it out
 MAX_CONNECTIONS = 10  # open at once, of one client in one process (and event loop); more callers wait for one
 
-# No prepared statements: behind PgBouncer in transaction mode the next statement may run on another server connection.
+# No prepared statements, unless the other end turns out to be PostgreSQL itself: behind PgBouncer in transaction mode
+# the next statement may run on another server connection.
 # UTF-8 whatever the environment, the DSN, the role or the database say: nothing narrower holds every name and argument.
 _OPTIONS: dict[str, Any] = {
     "autocommit": True,
@@ -29,6 +31,8 @@ _OPTIONS: dict[str, Any] = {
     "client_encoding": "UTF8",
     "fallback_application_name": "roost_client",
 }
+
+_SERVER_PID = "SELECT pg_backend_pid()"
 
 
 class _OwnConnection(psycopg.Connection[Any]):
@@ -93,11 +97,17 @@ class Connections:
         if self._pid != os.getpid():
             self._start_afresh()  # after a fork: what was open is the parent's, and its semaphore may be held for ever
         with self._free:
-            connection = self._idle.take() or _OwnConnection.connect(self._dsn, **_OPTIONS)
+            connection = self._idle.take() or self._connect()
             try:
                 yield connection
             finally:
                 self._idle.give(connection)
+
+    def _connect(self) -> _OwnConnection:
+        connection = _OwnConnection.connect(self._dsn, **_OPTIONS)
+        if _is_direct(connection, connection.execute(_SERVER_PID).fetchone()):
+            connection.prepare_threshold = PREPARE_AFTER
+        return connection
 
     def close(self) -> None:
         """Close the connections that nobody uses. A later borrow opens new ones."""
@@ -129,11 +139,18 @@ class AsyncConnections:
             self._of_loop[loop] = (_Idle(), asyncio.Semaphore(MAX_CONNECTIONS))
         idle, free = self._of_loop[loop]
         async with free:
-            connection = idle.take() or await _OwnAsyncConnection.connect(self._dsn, **_OPTIONS)
+            connection = idle.take() or await self._connect()
             try:
                 yield connection
             finally:
                 idle.give(connection)
+
+    async def _connect(self) -> _OwnAsyncConnection:
+        connection = await _OwnAsyncConnection.connect(self._dsn, **_OPTIONS)
+        cursor = await connection.execute(_SERVER_PID)
+        if _is_direct(connection, await cursor.fetchone()):
+            connection.prepare_threshold = PREPARE_AFTER
+        return connection
 
     def close(self) -> None:
         """As Connections.close, for all loops."""
@@ -153,6 +170,13 @@ def check_dsn(dsn: str) -> str:
             "cannot use the DSN: it must be a postgresql:// URL, or key=value pairs such as 'host=db dbname=app'"
         ) from None
     return dsn
+
+
+def _is_direct(
+    connection: psycopg.Connection[Any] | psycopg.AsyncConnection[Any], answer: tuple[Any, ...] | None
+) -> bool:
+    """Whether the server that answers is the one that was greeted: a pooler gives out process ids of its own."""
+    return answer == (connection.info.backend_pid,)
 
 
 def _is_usable(connection: psycopg.Connection[Any] | psycopg.AsyncConnection[Any]) -> bool:

@@ -49,6 +49,30 @@ def test_nothing_connects_before_the_first_need_and_one_connection_is_kept(roost
     assert ours(observer) == before
 
 
+def prepared(connection: Conn) -> list[str]:
+    cursor = connection.execute("SELECT statement FROM pg_prepared_statements")
+    return [row[0] for row in cursor.fetchall()]
+
+
+def test_statements_are_prepared_on_a_connection_to_postgresql_itself(dsn: str, jobs: Jobs) -> None:
+    with Roost(dsn) as roost:
+        for _ in range(5):
+            roost.enqueue("a")
+        with roost._connections.borrow() as own:
+            assert any("roost.enqueue" in statement for statement in prepared(own))
+
+    async def main() -> None:
+        async with AsyncRoost(dsn) as roost:
+            for _ in range(5):
+                await roost.enqueue("a")
+            async with roost._connections.borrow() as own:
+                cursor = await own.execute("SELECT statement FROM pg_prepared_statements")
+                assert any("roost.enqueue" in row[0] for row in await cursor.fetchall())
+
+    asyncio.run(main())
+    assert len(jobs()) == 10
+
+
 def test_close_closes_and_the_client_can_still_be_used(roost: Roost, observer: Conn) -> None:
     roost.enqueue("a")
     roost.close()

@@ -84,6 +84,8 @@ def test_a_client_of_its_own_connections_works(bouncer: str, jobs: Jobs) -> None
         assert other.cancel(job_id) == "cancelled"
         assert other.retry(job_id) == "cancelled"
         roost.setup_schema()
+        with roost._connections.borrow() as own:
+            assert own.prepare_threshold is None
     assert len(jobs()) == 30
 
 
