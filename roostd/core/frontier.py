@@ -18,6 +18,7 @@ KEPT_JOBS = 2000  # the last that were claimed, which are looked through again: 
 CHEAP_SECONDS = 0.003  # what a look may take beyond what its jobs take
 JOB_SECONDS = 0.000025
 PAST_SECONDS = 10.0  # the same of jobs that fall due
+MOST_PLACES = 100  # of queues and priorities that are remembered; with more, a claim would have too many ranges
 PAUSE = 20  # how many times as long as a dear look took it is till the next
 
 _Place = tuple[str, int]  # a queue and a priority in it
@@ -95,3 +96,5 @@ class Frontier:
             number, last = self._kept.popleft()
             self._kept_jobs -= number
             self._been |= last
+        if len(self._been) > MOST_PLACES:
+            self._been.clear()

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from roostd.core.frontier import CHEAP_SECONDS, KEPT_JOBS, PAUSE, Frontier, Looks, Range, everywhere
+from roostd.core.frontier import CHEAP_SECONDS, KEPT_JOBS, MOST_PLACES, PAUSE, Frontier, Looks, Range, everywhere
 from roostd.core.job import ClaimedJob
 
 DEAR_SECONDS = 1.0 + CHEAP_SECONDS
@@ -69,6 +69,16 @@ def test_what_was_claimed_last_is_looked_through_again() -> None:
     ranges = frontier.ranges(QUEUES, 1.0)
     assert not any(has(each, row) for each in ranges for row in first)
     assert all(any(has(each, row) for each in ranges) for row in last)
+
+
+def test_the_number_of_ranges_is_bounded() -> None:
+    frontier = Frontier()
+    make_dear(frontier)
+    most = 0
+    for priority in range(10_000):
+        frontier.claimed(PART, [job(("a", priority, "1", 1))] * 100, 0.0, 0.0)
+        most = max(most, len(frontier.ranges(["a"], 1.0)))
+    assert 50 < most <= MOST_PLACES + 1
 
 
 @given(st.lists(st.lists(rows_of_ready, min_size=1, max_size=5), max_size=5), rows_of_ready)
