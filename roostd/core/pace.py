@@ -7,7 +7,8 @@ milliseconds.
 
 from __future__ import annotations
 
-WINDOW_SECONDS = 0.005  # what may be queued to one child
+WINDOW_SECONDS = 0.008  # what may be queued to one child
+REST_SECONDS = 0.002  # what a child's reports may wait while it has twice as much to go on with
 MAX_WINDOW = 64  # a child's socket holds 278 small packets by default; far above where batching stops paying
 AHEAD_SECONDS = 0.05  # what may be claimed beyond that: a claim takes about 10 ms under load
 MAX_AHEAD = 2000
@@ -41,6 +42,12 @@ class Pace:
         if self.mean_seconds is None:
             return 1
         return max(1, min(MAX_WINDOW, int(WINDOW_SECONDS / self.mean_seconds)))
+
+    def rest(self, assigned: int) -> float:
+        """Seconds that what a child reports may wait to be read, when so many jobs are in its hands."""
+        if self.mean_seconds is None or (assigned - 1) * self.mean_seconds < 2 * REST_SECONDS:
+            return 0.0
+        return REST_SECONDS
 
     def ahead(self, children: int) -> int:
         """Jobs that may be claimed beyond what the children hold."""

@@ -163,6 +163,11 @@ class Pool:
         """How long an outcome may wait to be written with others (seconds)."""
         return self.pace.flush_delay(len(self.children)) if self.is_busy else 0.0
 
+    def rest(self, key: int) -> float:
+        """How long the child's reports may wait to be read (seconds): each look at them interrupts a job."""
+        child = self.children.get(key)
+        return 0.0 if child is None else self.pace.rest(len(child.assigned))
+
     @property
     def is_busy(self) -> bool:
         return bool(self.waiting) or any(child.assigned for child in self.children.values())

@@ -812,6 +812,13 @@ class Master:
         run = self._pools[child.pool]
         self._read_outcomes(child, run)
         self._after_outcomes(run)
+        if rest := run.pool.rest(child.key):
+            self._loop.remove_reader(child.outcomes.fileno())
+            self._loop.call_later(rest, self._watch_outcomes, child)
+
+    def _watch_outcomes(self, child: ChildProcess) -> None:
+        if self._children.get(child.key) is child:
+            self._loop.add_reader(child.outcomes.fileno(), self._on_outcomes, child)
 
     def _read_outcomes(self, child: ChildProcess, run: PoolRun) -> bool:
         """Takes in what a child reported; returns whether there may be more."""

@@ -136,7 +136,7 @@ class Writer:
                 self._repeating = True
                 await asyncio.sleep(self._retry_seconds)
                 self.flush_within(0)
-            if self._queued:
+            if self._queued and self._due_at is None:
                 self.flush_within(0.005)
             elif not self._aside:
                 self._empty.set()

@@ -22,7 +22,7 @@ def test_before_anything_is_known_jobs_go_one_by_one() -> None:
 
 @pytest.mark.parametrize(
     ("mean_seconds", "window", "ahead"),
-    [(3600.0, 1, 0), (0.1, 1, 1), (0.005, 1, 20), (0.001, 5, 100), (0.00005, MAX_WINDOW, MAX_AHEAD)],
+    [(3600.0, 1, 0), (0.1, 1, 1), (0.005, 1, 20), (0.001, 8, 100), (0.00005, MAX_WINDOW, MAX_AHEAD)],
 )
 def test_the_shorter_the_jobs_the_more_go_together(mean_seconds: float, window: int, ahead: int) -> None:
     pace = paced(mean_seconds)
@@ -81,6 +81,7 @@ def test_whatever_is_observed_the_numbers_stay_within_their_bounds(
     assert 1 <= pace.window() <= MAX_WINDOW
     assert 0 <= pace.ahead(children) <= MAX_AHEAD
     assert pace.flush_delay(children) in (0.0, FLUSH_SECONDS)
+    assert pace.rest(1) == 0.0
     if pace.mean_seconds is not None:
         assert pace.window() == 1 or pace.window() * pace.mean_seconds <= WINDOW_SECONDS * 1.001
         assert pace.ahead(children) * pace.mean_seconds <= children * AHEAD_SECONDS * 1.001

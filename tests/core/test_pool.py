@@ -10,7 +10,7 @@ import pytest
 
 from roostd.core.job import ClaimedJob
 from roostd.core.outcome import Ending, SoftReason
-from roostd.core.pace import MAX_WINDOW
+from roostd.core.pace import MAX_WINDOW, REST_SECONDS, WINDOW_SECONDS
 from roostd.core.pool import (
     MAX_CLAIM,
     RELEASE_SECONDS,
@@ -215,7 +215,7 @@ def test_what_no_child_gets_free_for_is_let_go_of() -> None:
 
 
 def test_jobs_taken_back_keep_their_place_in_front() -> None:
-    made = pool(1, mean_seconds=0.0005)
+    made = pool(1, mean_seconds=WINDOW_SECONDS / 10)
     batch = jobs(20)
     made.claimed(batch, 0.0)
     taken(made)
@@ -549,7 +549,7 @@ def test_kill_all_kills_each_child_once_and_blames_no_job() -> None:
 
 def test_kill_all_lets_go_of_what_has_not_started_too() -> None:
     """It is the answer to a lost database: what another worker may soon run must not be started here."""
-    made = pool(1, mean_seconds=0.0025)
+    made = pool(1, mean_seconds=WINDOW_SECONDS / 2)
     running, behind, waiting = jobs(3)
     made.claimed([running, behind, waiting], 0.0)
     taken(made)
@@ -560,12 +560,29 @@ def test_kill_all_lets_go_of_what_has_not_started_too() -> None:
     assert made.held_jobs() == [running]
 
 
+# -- reports
+
+
+def test_a_childs_reports_may_wait_while_it_has_enough_to_go_on_with() -> None:
+    made = pool(1, mean_seconds=REST_SECONDS / 2)
+    batch = jobs(6)
+    made.claimed(batch, 0.0)
+    taken(made)
+    assert made.rest(1) == REST_SECONDS
+    made.ended(1, leases(batch[0]), 0.001)
+    assert len(made.children[1].assigned) == 5
+    assert made.rest(1) == REST_SECONDS
+    made.ended(1, leases(batch[1]), 0.002)
+    assert made.rest(1) == 0.0
+    assert made.rest(7) == 0.0
+
+
 # -- demand
 
 
 @pytest.mark.parametrize(
     ("mean_seconds", "expected"),
-    [(None, 2), (1.0, 2), (0.05, 4), (0.001, 110), (1e-6, MAX_CLAIM)],
+    [(None, 2), (1.0, 2), (0.05, 4), (0.001, 116), (1e-6, MAX_CLAIM)],
 )
 def test_an_idle_pool_claims_what_it_can_run_soon(mean_seconds: float | None, expected: int) -> None:
     assert pool(2, mean_seconds=mean_seconds).demand() == expected
