@@ -15,6 +15,7 @@ from typing import NamedTuple
 from roostd.core.job import ClaimedJob
 
 KEPT_JOBS = 2000  # the last that were claimed, which are looked through again: most of what comes late comes among them
+KEPT_SECONDS = 1.0  # how long at most
 CHEAP_SECONDS = 0.003  # what a look may take beyond what its jobs take
 JOB_SECONDS = 0.000025
 PAST_SECONDS = 10.0  # the same of jobs that fall due
@@ -22,16 +23,21 @@ MOST_PLACES = 100  # of queues and priorities that are remembered; with more, a 
 PAUSE = 20  # how many times as long as a dear look took it is till the next
 
 _Place = tuple[str, int]  # a queue and a priority in it
+_Mark = tuple[str, int, float]  # scheduled_at and id of a job in it, and the seconds before that
 
 
 class Range(NamedTuple):
-    """The jobs of `queue` after (priority, scheduled_at, job_id), in that order, up to the last of `last_priority`."""
+    """The jobs of `queue` after (priority, scheduled_at, job_id), in that order, up to the last of `last_priority`.
+
+    It begins `early_seconds` before scheduled_at.
+    """
 
     queue: str
     priority: int
     scheduled_at: str
     job_id: int
     last_priority: int
+    early_seconds: float = 0.0
 
 
 LOWEST, HIGHEST = -(2**31), 2**31 - 1
@@ -63,9 +69,11 @@ class Looks:
 class Frontier:
     def __init__(self) -> None:
         self.looks = Looks()
-        self._kept: deque[tuple[int, dict[_Place, tuple[str, int]]]] = deque()  # of a claim: jobs, last of each place
+        self._kept: deque[tuple[float, int, dict[_Place, _Mark]]] = (
+            deque()
+        )  # of a claim: when, jobs, last of each place
         self._kept_jobs = 0
-        self._been: dict[_Place, tuple[str, int]] = {}  # scheduled_at and id of a job: all up to it was claimed
+        self._been: dict[_Place, _Mark] = {}  # all up to there was claimed
 
     def ranges(self, queues: Sequence[str], now: float) -> list[Range]:
         """Where to look now; `claimed` must be told what was found."""
@@ -80,20 +88,22 @@ class Frontier:
             return everywhere([queue])
         ranges = [Range(queue, LOWEST, "-infinity", 0, known[0] - 1)] if known[0] > LOWEST else []
         for priority, following in zip(known, [*known[1:], HIGHEST + 1], strict=True):
-            ranges.append(Range(queue, priority, *self._been[queue, priority], following - 1))
+            scheduled_at, job_id, early_seconds = self._been[queue, priority]
+            ranges.append(Range(queue, priority, scheduled_at, job_id, following - 1, early_seconds))
         return ranges
 
     def claimed(self, ranges: Sequence[Range], jobs: Sequence[ClaimedJob], seconds: float, now: float) -> None:
         """Takes in what a claim over these ranges found, best first, and how long it took."""
         if ranges == everywhere(each.queue for each in ranges):
             self.looks.took(seconds, len(jobs), now)
-        if not jobs:
-            return
-        last = {(job.queue, job.priority): (job.scheduled_at, job.id) for job in jobs}
-        self._kept.append((len(jobs), last))
-        self._kept_jobs += len(jobs)
-        while self._kept_jobs - self._kept[0][0] >= KEPT_JOBS:
-            number, last = self._kept.popleft()
+            for job in jobs:  # before the first of each place there was nothing
+                self._been.setdefault((job.queue, job.priority), (job.scheduled_at, job.id, KEPT_SECONDS))
+        if jobs:
+            last = {(job.queue, job.priority): (job.scheduled_at, job.id, 0.0) for job in jobs}
+            self._kept.append((now, len(jobs), last))
+            self._kept_jobs += len(jobs)
+        while self._kept and (self._kept_jobs - self._kept[0][1] >= KEPT_JOBS or self._kept[0][0] < now - KEPT_SECONDS):
+            _, number, last = self._kept.popleft()
             self._kept_jobs -= number
             self._been |= last
         if len(self._been) > MOST_PLACES:

@@ -51,10 +51,11 @@ def claim_parameters(worker_id: UUID, ranges: Sequence[Range], limit: int) -> di
     return {
         "worker_id": worker_id,
         "queues": _texts([each.queue for each in ranges]),
-        "priorities": _integers([each.priority for each in ranges]),
+        "priorities": _numbers([each.priority for each in ranges]),
         "scheduled_ats": _texts([each.scheduled_at for each in ranges]),
-        "job_ids": _integers([each.job_id for each in ranges]),
-        "last_priorities": _integers([each.last_priority for each in ranges]),
+        "job_ids": _numbers([each.job_id for each in ranges]),
+        "last_priorities": _numbers([each.last_priority for each in ranges]),
+        "early_seconds": _numbers([each.early_seconds for each in ranges]),
         "limit": limit,
     }
 
@@ -67,8 +68,8 @@ async def complete(
     Raises LockNotAvailable, here and in settle, when another transaction keeps a claim locked past lock_timeout.
     """
     parameters = {
-        "job_ids": _integers(job_ids),
-        "leases": _integers(leases),
+        "job_ids": _numbers(job_ids),
+        "leases": _numbers(leases),
         "results": list(results) if any(results) else [],
     }
     return {row[0] for row in await _run(conn, "complete", parameters)}
@@ -77,8 +78,8 @@ async def complete(
 async def settle(conn: AsyncConnection, settlements: Sequence[Settlement], error_cap: int) -> dict[int, JobState]:
     """Ends claims as decided; returns the leases that were still ours, with the state the job is in now."""
     parameters = {
-        "job_ids": _integers([s.job_id for s in settlements]),
-        "leases": _integers([s.lease for s in settlements]),
+        "job_ids": _numbers([s.job_id for s in settlements]),
+        "leases": _numbers([s.lease for s in settlements]),
         "states": [None if s.state is None else s.state.value for s in settlements],
         "delays": [s.delay_seconds for s in settlements],
         "errors": [s.error for s in settlements],
@@ -91,7 +92,7 @@ async def settle(conn: AsyncConnection, settlements: Sequence[Settlement], error
 
 async def lock_claims(conn: AsyncConnection, job_ids: Sequence[int], leases: Sequence[int]) -> set[int]:
     """Locks those of the claims that nobody else has locked; returns the leases of the others."""
-    rows = await _run(conn, "lock_claims", {"job_ids": _integers(job_ids), "leases": _integers(leases)})
+    rows = await _run(conn, "lock_claims", {"job_ids": _numbers(job_ids), "leases": _numbers(leases)})
     return {row[0] for row in rows}
 
 
@@ -211,7 +212,7 @@ async def _run(conn: AsyncConnection, name: str, parameters: dict[str, Any]) -> 
     return await cursor.fetchall() if cursor.description is not None else []
 
 
-def _integers(values: Sequence[int]) -> str:
+def _numbers(values: Sequence[float]) -> str:
     """An array's literal: a tenth of the time that a list takes through psycopg's dumpers (500 values: 30 µs)."""
     return "{" + ",".join(map(str, values)) + "}"
 

@@ -6,7 +6,19 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from roostd.core.frontier import CHEAP_SECONDS, KEPT_JOBS, MOST_PLACES, PAUSE, Frontier, Looks, Range, everywhere
+from roostd.core.frontier import (
+    CHEAP_SECONDS,
+    HIGHEST,
+    KEPT_JOBS,
+    KEPT_SECONDS,
+    LOWEST,
+    MOST_PLACES,
+    PAUSE,
+    Frontier,
+    Looks,
+    Range,
+    everywhere,
+)
 from roostd.core.job import ClaimedJob
 
 DEAR_SECONDS = 1.0 + CHEAP_SECONDS
@@ -69,6 +81,29 @@ def test_what_was_claimed_last_is_looked_through_again() -> None:
     ranges = frontier.ranges(QUEUES, 1.0)
     assert not any(has(each, row) for each in ranges for row in first)
     assert all(any(has(each, row) for each in ranges) for row in last)
+
+
+def test_what_was_claimed_a_second_ago_is_passed_over_however_little_it_was() -> None:
+    frontier = Frontier()
+    make_dear(frontier)
+    frontier.claimed(PART, [job(("a", 0, "1", 5))], 0.0, 0.0)
+    assert frontier.ranges(QUEUES, 1.0) == everywhere(QUEUES)
+    frontier.claimed(PART, [job(("a", 0, "2", 6))], 0.0, 1.0 + KEPT_SECONDS)
+    ranges = frontier.ranges(QUEUES, 2.0)
+    assert not any(has(each, ("a", 0, "1", 5)) for each in ranges)
+    assert any(has(each, ("a", 0, "2", 6)) for each in ranges)
+
+
+def test_a_look_everywhere_teaches_where_each_place_begins() -> None:
+    frontier = Frontier()
+    found = [job(("a", 0, "2", 5)), job(("a", 0, "3", 1)), job(("a", 7, "1", 1))]
+    frontier.claimed(everywhere(QUEUES), found, DEAR_SECONDS, 0.0)
+    frontier.claimed(everywhere(QUEUES), [], DEAR_SECONDS, 0.0)
+    assert frontier.ranges(["a"], 0.5) == [
+        Range("a", LOWEST, "-infinity", 0, -1),
+        Range("a", 0, "2", 5, 6, KEPT_SECONDS),
+        Range("a", 7, "1", 1, HIGHEST, KEPT_SECONDS),
+    ]
 
 
 def test_the_number_of_ranges_is_bounded() -> None:

@@ -16,6 +16,7 @@ from tests.system.jobs import Jobs
 
 DEAD = 300_000
 TIMES = 30  # that each would be read
+OFTEN = {"worker": {"poll_interval": 0.1}}
 
 
 @pytest.fixture
@@ -45,19 +46,27 @@ def _read(jobs: Jobs, index: str, before: tuple[int, int], scans: int) -> int:
     return _scans(jobs, index)[1] - before[1]
 
 
-@pytest.mark.usefixtures("dead_rows")
-def test_dead_rows_are_read_a_few_times_only_and_whatever_comes_late_is_found(
-    start_daemon: StartDaemon, jobs: Jobs
-) -> None:
-    start_daemon({"worker": {"poll_interval": 0.1}})
-    jobs.wait_all(jobs.add_many(2500, "noop"))  # past what is looked through again
-
+def _assert_few_are_read(jobs: Jobs) -> None:
+    jobs.wait(jobs.add("noop"), "completed")
+    jobs.wait(jobs.add("noop"), "completed")
     ready, scheduled = _scans(jobs, "ready_pkey"), _scans(jobs, "scheduled_pkey")
     for _ in range(TIMES):
         jobs.wait(jobs.add("noop"), "completed")
     assert _read(jobs, "ready_pkey", ready, TIMES) < DEAD * TIMES / 2
     # A promotion scans twice: for what is due, and for what will be next.
     assert _read(jobs, "scheduled_pkey", scheduled, 2 * TIMES) < DEAD * TIMES / 2
+
+
+@pytest.mark.usefixtures("dead_rows")
+def test_dead_rows_are_read_a_few_times_only_and_whatever_comes_late_is_found(
+    start_daemon: StartDaemon, jobs: Jobs
+) -> None:
+    first = start_daemon(OFTEN)
+    jobs.wait_all(jobs.add_many(2500, "noop"))  # past what is looked through again
+    _assert_few_are_read(jobs)
+    first.stop()
+    start_daemon(OFTEN)
+    _assert_few_are_read(jobs)
 
     early = jobs.add("noop", priority=-1)
     late = jobs.add("noop")

@@ -8,13 +8,14 @@
 WITH candidate AS MATERIALIZED (
     SELECT r.row_id, r.priority, r.scheduled_at, r.job_id
       FROM unnest(%(queues)s::text[], %(priorities)s::integer[], %(scheduled_ats)s::timestamptz[], %(job_ids)s::bigint[],
-                  %(last_priorities)s::integer[])
-           AS q(name, priority, scheduled_at, job_id, last_priority)
+                  %(last_priorities)s::integer[], %(early_seconds)s::float8[])
+           AS q(name, priority, scheduled_at, job_id, last_priority, early_seconds)
      CROSS JOIN LATERAL (
            SELECT ready.ctid AS row_id, ready.priority, ready.scheduled_at, ready.job_id
              FROM roost.ready
             WHERE ready.queue = q.name COLLATE "C" AND ready.priority <= q.last_priority
-              AND (ready.priority, ready.scheduled_at, ready.job_id) > (q.priority, q.scheduled_at, q.job_id)
+              AND (ready.priority, ready.scheduled_at, ready.job_id)
+                  > (q.priority, q.scheduled_at - make_interval(secs => q.early_seconds), q.job_id)
             ORDER BY ready.priority, ready.scheduled_at, ready.job_id
             LIMIT %(limit)s::integer
               FOR UPDATE SKIP LOCKED
