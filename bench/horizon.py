@@ -120,7 +120,7 @@ class PastTheLast(Ready):
 
     def claim(self, conn: Conn) -> list[tuple[Any, ...]]:
         began_at = time.monotonic()
-        ranges = self._frontier.ranges(["default"], began_at)
+        ranges = self._frontier.ranges(["default"], began_at, polling=True)
         claimed = self._claim(conn, ranges)
         now = time.monotonic()
         self._frontier.claimed(ranges, [ClaimedJob(*row) for row in claimed], now - began_at, now)

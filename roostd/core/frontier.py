@@ -55,6 +55,10 @@ class Looks:
         self._over_before = 0.0
         self._next_at = 0.0
 
+    @property
+    def is_dear(self) -> bool:
+        return self.dear_seconds > 0
+
     def due(self, now: float) -> bool:
         return now >= self._next_at
 
@@ -75,9 +79,12 @@ class Frontier:
         self._kept_jobs = 0
         self._been: dict[_Place, _Mark] = {}  # all up to there was claimed
 
-    def ranges(self, queues: Sequence[str], now: float) -> list[Range]:
-        """Where to look now; `claimed` must be told what was found."""
-        if self.looks.due(now):
+    def ranges(self, queues: Sequence[str], now: float, *, polling: bool) -> list[Range]:
+        """Where to look now; `claimed` must be told what was found.
+
+        A dear look everywhere is for a poll: where a job is known to be, it should not wait for that.
+        """
+        if not self.looks.is_dear or (polling and self.looks.due(now)):
             return everywhere(queues)
         return [each for queue in queues for each in self._past(queue)]
 

@@ -170,10 +170,10 @@ class Claimer:
             for run in list(self._pools.values()):
                 limit = self._demand(run)
                 if limit and run.demand.claim_at() <= now:
-                    await self._claim(run, limit, run.frontier.ranges(run.config.queues, now))
+                    await self._claim(run, limit, run.frontier.ranges(run.config.queues, now, polling=False))
             return
         asked = [
-            (run, limit, run.frontier.ranges(run.config.queues, now))
+            (run, limit, run.frontier.ranges(run.config.queues, now, polling=True))
             for run in list(self._pools.values())
             if (limit := self._demand(run))
         ]

@@ -76,9 +76,9 @@ def test_what_was_claimed_last_is_looked_through_again() -> None:
     make_dear(frontier)
     first, last = [("a", 0, "1", n) for n in range(1, 11)], [("a", 0, "2", n) for n in range(1, KEPT_JOBS + 1)]
     frontier.claimed(PART, [job(row) for row in first], 0.0, 0.0)
-    assert frontier.ranges(QUEUES, 1.0) == everywhere(QUEUES)
+    assert frontier.ranges(QUEUES, 1.0, polling=True) == everywhere(QUEUES)
     frontier.claimed(PART, [job(row) for row in last], 0.0, 0.0)
-    ranges = frontier.ranges(QUEUES, 1.0)
+    ranges = frontier.ranges(QUEUES, 1.0, polling=True)
     assert not any(has(each, row) for each in ranges for row in first)
     assert all(any(has(each, row) for each in ranges) for row in last)
 
@@ -87,9 +87,9 @@ def test_what_was_claimed_a_second_ago_is_passed_over_however_little_it_was() ->
     frontier = Frontier()
     make_dear(frontier)
     frontier.claimed(PART, [job(("a", 0, "1", 5))], 0.0, 0.0)
-    assert frontier.ranges(QUEUES, 1.0) == everywhere(QUEUES)
+    assert frontier.ranges(QUEUES, 1.0, polling=True) == everywhere(QUEUES)
     frontier.claimed(PART, [job(("a", 0, "2", 6))], 0.0, 1.0 + KEPT_SECONDS)
-    ranges = frontier.ranges(QUEUES, 2.0)
+    ranges = frontier.ranges(QUEUES, 2.0, polling=True)
     assert not any(has(each, ("a", 0, "1", 5)) for each in ranges)
     assert any(has(each, ("a", 0, "2", 6)) for each in ranges)
 
@@ -99,7 +99,7 @@ def test_a_look_everywhere_teaches_where_each_place_begins() -> None:
     found = [job(("a", 0, "2", 5)), job(("a", 0, "3", 1)), job(("a", 7, "1", 1))]
     frontier.claimed(everywhere(QUEUES), found, DEAR_SECONDS, 0.0)
     frontier.claimed(everywhere(QUEUES), [], DEAR_SECONDS, 0.0)
-    assert frontier.ranges(["a"], 0.5) == [
+    assert frontier.ranges(["a"], 0.5, polling=True) == [
         Range("a", LOWEST, "-infinity", 0, -1),
         Range("a", 0, "2", 5, 6, KEPT_SECONDS),
         Range("a", 7, "1", 1, HIGHEST, KEPT_SECONDS),
@@ -112,7 +112,7 @@ def test_the_number_of_ranges_is_bounded() -> None:
     most = 0
     for priority in range(10_000):
         frontier.claimed(PART, [job(("a", priority, "1", 1))] * 100, 0.0, 0.0)
-        most = max(most, len(frontier.ranges(["a"], 1.0)))
+        most = max(most, len(frontier.ranges(["a"], 1.0, polling=True)))
     assert 50 < most <= MOST_PLACES + 1
 
 
@@ -130,5 +130,6 @@ def test_every_row_is_in_one_range_unless_it_lies_before_what_was_claimed(claims
         if number < len(claims) - 1:
             ends |= {each[:2]: each for each in best_first}
     behind = row[:2] in ends and row <= ends[row[:2]]
-    assert sum(has(each, row) for each in frontier.ranges(QUEUES, 1.0)) == (not behind)
-    assert frontier.ranges(QUEUES, 1.0 + PAUSE) == everywhere(QUEUES)
+    assert sum(has(each, row) for each in frontier.ranges(QUEUES, 1.0, polling=True)) == (not behind)
+    assert frontier.ranges(QUEUES, 1.0 + PAUSE, polling=True) == everywhere(QUEUES)
+    assert frontier.ranges(QUEUES, 1.0 + PAUSE, polling=False) == frontier.ranges(QUEUES, 1.0, polling=True)
