@@ -93,7 +93,7 @@ race: $(RACE_INSTALLED) race-redis
 race-quick: $(RACE_INSTALLED) race-redis
 	@$(RACE_PY) -m race --quick
 
-# Ten minutes for each competitor on PostgreSQL.
+# Six minutes for each competitor on PostgreSQL.
 race-horizon: $(RACE_INSTALLED)
 	@$(RACE_PY) -m race --measure horizon
 	@$(RACE_PY) -m race.report

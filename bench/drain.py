@@ -7,8 +7,6 @@ side by side can be compared.
 
 from __future__ import annotations
 
-from uuid import uuid4
-
 from bench import rows
 from bench.figures import Aim, Figure, median, median_ratio
 from bench.rig import Rig, connect
@@ -52,11 +50,7 @@ def floor(dsn: str, jobs: int) -> float:
         rows.add_ready(conn, jobs)
         since = rows.database_time(conn)
         conn.execute(SESSION)
-        worker_id = uuid4()
-        conn.execute(
-            "INSERT INTO roost.workers (id, name, hostname, pid, queues, concurrency) VALUES (%s, '', '', 0, '{}', 0)",
-            (worker_id,),
-        )
+        worker_id = rows.add_worker(conn)
         claim = claim_parameters(worker_id, everywhere(["default"]), BATCH)
         while claimed := conn.execute(SQL["claim"], claim, prepare=True).fetchall():
             conn.execute(

@@ -50,6 +50,11 @@ def median_ratio(
     return median(name, [scale * one / other for one, other in zip(samples, baseline, strict=True)], unit, aim)
 
 
+def percentile(ordered: Sequence[float], percent: int) -> float:
+    """The nearest rank: the smallest value that `percent` % of all do not exceed."""
+    return ordered[max(0, -(-len(ordered) * percent // 100) - 1)]
+
+
 def table(machine: dict[str, Any], figures: Sequence[Figure]) -> str:
     rows = [("", "measured", "lowest to highest", "aim", "met")]
     for figure in figures:

@@ -16,7 +16,6 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from statistics import mean
 from typing import Any
-from uuid import uuid4
 
 import psycopg
 
@@ -92,12 +91,7 @@ class Ready:
 
     def __init__(self, conn: Conn) -> None:
         rows.clear(conn)
-        self._worker_id = uuid4()
-        conn.execute("DELETE FROM roost.workers")
-        conn.execute(
-            "INSERT INTO roost.workers (id, name, hostname, pid, queues, concurrency) VALUES (%s, '', '', 0, '{}', 0)",
-            (self._worker_id,),
-        )
+        self._worker_id = rows.add_worker(conn)
 
     def enqueue(self, conn: Conn) -> None:
         rows.add_ready(conn, BATCH)

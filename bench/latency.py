@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import time
 
-from bench.figures import Aim, Figure
+from bench.figures import Aim, Figure, percentile
 from bench.rig import Rig, connect, wait_until
 from bench.scale import Scale
 from roost_client import Roost
@@ -37,18 +37,13 @@ def measure(rig: Rig, scale: Scale) -> list[Figure]:
     waits = sorted((started_at - calls[job_id]) / 1e6 for job_id, started_at in starts)
     commits.sort()
     return [
-        Figure("pickup latency, median", _percentile(waits, 50), "ms", Aim("≤", 3), waits),
-        Figure("pickup latency, 95th percentile", _percentile(waits, 95), "ms"),
-        Figure("pickup latency, 99th percentile", _percentile(waits, 99), "ms", Aim("≤", 10)),
-        Figure("one bare commit in between, median", _percentile(commits, 50), "ms", samples=commits),
-        Figure("one bare commit in between, 99th percentile", _percentile(commits, 99), "ms"),
+        Figure("pickup latency, median", percentile(waits, 50), "ms", Aim("≤", 3), waits),
+        Figure("pickup latency, 95th percentile", percentile(waits, 95), "ms"),
+        Figure("pickup latency, 99th percentile", percentile(waits, 99), "ms", Aim("≤", 10)),
+        Figure("one bare commit in between, median", percentile(commits, 50), "ms", samples=commits),
+        Figure("one bare commit in between, 99th percentile", percentile(commits, 99), "ms"),
     ]
 
 
 def _sleep_until(at: float) -> None:
     time.sleep(max(0.0, at - time.monotonic()))
-
-
-def _percentile(ordered: list[float], percent: int) -> float:
-    """The nearest rank: the smallest value that `percent` % of all do not exceed."""
-    return ordered[max(0, -(-len(ordered) * percent // 100) - 1)]

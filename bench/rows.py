@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from datetime import datetime
 from typing import Any
+from uuid import UUID, uuid4
 
 import psycopg
 
@@ -23,6 +24,16 @@ def clear(conn: psycopg.Connection[Any]) -> None:
     """Empties the tables and has all else written out, so that no checkpoint falls into the measurement."""
     conn.execute("TRUNCATE roost.job_rows, roost.ready, roost.scheduled, roost.claims")
     conn.execute("CHECKPOINT")
+
+
+def add_worker(conn: psycopg.Connection[Any]) -> UUID:
+    """Adds a worker under which a bare loop claims."""
+    worker_id = uuid4()
+    conn.execute(
+        "INSERT INTO roost.workers (id, name, hostname, pid, queues, concurrency) VALUES (%s, '', '', 0, '{}', 0)",
+        (worker_id,),
+    )
+    return worker_id
 
 
 def add_ready(conn: psycopg.Connection[Any], jobs: int, queue: str = "default") -> None:

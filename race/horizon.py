@@ -10,8 +10,9 @@ from __future__ import annotations
 
 import statistics
 
+from bench.figures import percentile
 from race.drain import drain, fitting
-from race.latency import percentile, pickup, warm_up
+from race.latency import pickup, warm_up
 from race.rig import Place, RaceError, connect, value
 from race.scale import Scale
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 
+from bench.figures import percentile
 from race.ledger import Event, Record
 from race.rig import START_SECONDS, Place, RaceError, Workers
 from race.scale import Scale
@@ -51,8 +52,3 @@ def waits(records: Sequence[Record]) -> list[float]:
         if record.event is not Event.CALLED:
             starts.setdefault(record.number, record.at)
     return sorted((starts[number] - called_at) / 1e6 for number, called_at in calls.items())
-
-
-def percentile(ordered: Sequence[float], percent: int) -> float:
-    """The nearest rank: the smallest value that `percent` % of all do not exceed."""
-    return ordered[max(0, -(-len(ordered) * percent // 100) - 1)]

@@ -27,6 +27,7 @@ import psycopg
 from psycopg import sql
 from psycopg.conninfo import make_conninfo
 
+from bench.rig import processor
 from race.ledger import PATH_VARIABLE, Ledger
 from race.peer import DSN_VARIABLE, HARM_VARIABLE, REDIS_VARIABLE
 from roostd import linux
@@ -279,7 +280,7 @@ class Rig:
             settings = {name: value(conn, "SELECT current_setting(%s)", name) for name in _SETTINGS}
         return {
             "cores": str(len(os.sched_getaffinity(0))),
-            "processor": _processor(),
+            "processor": processor(),
             "kernel": platform.release(),
             "Python": platform.python_version(),
             "PostgreSQL": f"{version}: " + ", ".join(f"{name} {setting}" for name, setting in settings.items()),
@@ -354,10 +355,3 @@ def end_of(log: Path) -> str:
 def _redis_version() -> str:
     answer = subprocess.run(["redis-server", "--version"], capture_output=True, text=True, check=False).stdout
     return next((word[2:] for word in answer.split() if word.startswith("v=")), "unknown")
-
-
-def _processor() -> str:
-    for line in Path("/proc/cpuinfo").read_text().splitlines():
-        if line.startswith("model name"):
-            return line.partition(":")[2].strip()
-    return platform.machine()

@@ -18,7 +18,7 @@ KEPT_JOBS = 2000  # the last that were claimed, which are looked through again: 
 KEPT_SECONDS = 1.0  # how long at most
 CHEAP_SECONDS = 0.003  # what a look may take beyond what its jobs take
 JOB_SECONDS = 0.000025
-PAST_SECONDS = 10.0  # the same of jobs that fall due
+PAST_SECONDS = 10.0  # of the jobs that fall due, those that are looked through again
 MOST_PLACES = 100  # of queues and priorities that are remembered; with more, a claim would have too many ranges
 PAUSE = 20  # how many times as long as a dear look took it is till the next
 

@@ -3,18 +3,14 @@
 from __future__ import annotations
 
 import json
-import os
-import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
 
 from bench.figures import Aim, Figure, median_ratio, table
-from chaos.fleet import title_of
-from roostd import linux
+from tests.interrupted import interrupt_once_children_run
 
 CHECKOUT = Path(__file__).parents[2]
 
@@ -63,25 +59,5 @@ def test_the_measurements_run_and_are_kept(tmp_path: Path) -> None:
 @pytest.mark.database
 @pytest.mark.timeout(300)
 def test_an_interrupted_benchmark_leaves_no_process_and_no_file(tmp_path: Path) -> None:
-    bench = subprocess.Popen(
-        [sys.executable, "-m", "bench", "--quick", "--only", "idle", "--json", str(tmp_path / "figures.json")],
-        cwd=CHECKOUT,
-        env=os.environ | {"TMPDIR": str(tmp_path)},
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-        start_new_session=True,
-    )
-    try:
-        deadline = time.monotonic() + 60
-        while not any("roostd: child" in title_of(pid) for pid in linux.descendants_of(bench.pid)):
-            assert bench.poll() is None
-            assert time.monotonic() < deadline
-            time.sleep(0.02)
-        started = linux.descendants_of(bench.pid)
-        bench.send_signal(signal.SIGINT)
-        assert bench.wait(60) != 0
-    finally:
-        bench.kill()
-        bench.wait()
-    assert [pid for pid in started if title_of(pid)] == []
-    assert list(tmp_path.iterdir()) == []
+    options = ["--quick", "--only", "idle", "--json", str(tmp_path / "figures.json")]
+    interrupt_once_children_run("bench", options, tmp_path)

@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import json
 import os
-import signal
 import subprocess
 import sys
-import time
 import xml.etree.ElementTree as ElementTree
 from dataclasses import replace
 from pathlib import Path
@@ -15,15 +13,16 @@ from typing import Any
 
 import pytest
 
+from bench.figures import percentile
 from race import __main__ as race_main
 from race import crowd, figures, ledger, report, svg
 from race.__main__ import joined
 from race.drain import rate
 from race.harm import outcome
-from race.latency import percentile, waits
+from race.latency import waits
 from race.ledger import Event, Ledger, Record
 from race.rig import Entrant
-from roostd import linux
+from tests.interrupted import interrupt_once_children_run
 
 CHECKOUT = Path(__file__).parents[2]
 MILLISECOND = 1_000_000
@@ -225,35 +224,7 @@ def test_the_race_runs_with_roost_alone(tmp_path: Path) -> None:
 @pytest.mark.database
 @pytest.mark.timeout(300)
 def test_an_interrupted_race_leaves_no_process_and_no_file(tmp_path: Path) -> None:
-    race = subprocess.Popen(
-        [sys.executable, "-m", "race", "--quick", "--only", "roost", "--json", str(tmp_path / "race.json")],
-        cwd=CHECKOUT,
-        env=os.environ | {"TMPDIR": str(tmp_path)},
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-        start_new_session=True,
+    pid = interrupt_once_children_run(
+        "race", ["--quick", "--only", "roost", "--json", str(tmp_path / "race.json")], tmp_path
     )
-    book = Path("/dev/shm") / f"roost-race-{race.pid}"
-    try:
-        deadline = time.monotonic() + 60
-        while not any("roostd: child" in command_of(pid) for pid in linux.descendants_of(race.pid)):
-            assert race.poll() is None
-            assert time.monotonic() < deadline
-            time.sleep(0.02)
-        started = linux.descendants_of(race.pid)
-        race.send_signal(signal.SIGINT)
-        assert race.wait(60) != 0
-    finally:
-        race.kill()
-        race.wait()
-    assert [pid for pid in started if command_of(pid)] == []
-    assert list(tmp_path.iterdir()) == []
-    assert not book.exists()
-
-
-def command_of(pid: int) -> str:
-    """A process's command line; empty when it is gone."""
-    try:
-        return Path(f"/proc/{pid}/cmdline").read_text(errors="replace")
-    except OSError:
-        return ""
+    assert not (Path("/dev/shm") / f"roost-race-{pid}").exists()
