@@ -23,6 +23,7 @@ import psycopg
 from psycopg import sql
 from psycopg.conninfo import make_conninfo
 
+from bench.machine import CHECKOUT, commit_of_checkout, processor
 from roost_client import Roost
 from roostd import linux
 from roostd.embedded import EmbeddedPostgres
@@ -30,7 +31,6 @@ from roostd.embedded import EmbeddedPostgres
 CHILDREN = 2
 START_SECONDS = 30.0
 STOP_SECONDS = 20.0
-_CHECKOUT = Path(__file__).resolve().parents[1]
 _SETTINGS = ("fsync", "synchronous_commit", "full_page_writes", "wal_level", "shared_buffers", "max_wal_size")
 _numbers = itertools.count(1)
 
@@ -115,6 +115,7 @@ class Rig:
             version = value(conn, "SHOW server_version")
             settings = {name: value(conn, "SELECT current_setting(%s)", name) for name in _SETTINGS}
         return {
+            "commit": commit_of_checkout(),
             "cores": len(os.sched_getaffinity(0)),
             "processor": processor(),
             "kernel": platform.release(),
@@ -155,7 +156,7 @@ def _config(dsn: str, children: int, queues: tuple[str, ...]) -> str:
 
     return (
         f"[database]\ndsn = {quoted(dsn)}\n"
-        f'[handlers]\nmodules = ["bench.handlers"]\npythonpath = [{quoted(str(_CHECKOUT))}]\n'
+        f'[handlers]\nmodules = ["bench.handlers"]\npythonpath = [{quoted(str(CHECKOUT))}]\n'
         f"[pools.default]\nqueues = [{', '.join(map(quoted, queues))}]\nconcurrency = {children}\n"
     )
 
@@ -186,10 +187,3 @@ def _stop(process: subprocess.Popen[bytes]) -> None:
 
 def _end_of(log: Path) -> str:
     return log.read_text(errors="replace")[-2000:]
-
-
-def processor() -> str:
-    for line in Path("/proc/cpuinfo").read_text().splitlines():
-        if line.startswith("model name"):
-            return line.partition(":")[2].strip()
-    return platform.machine()

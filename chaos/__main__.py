@@ -13,6 +13,7 @@ from typing import NoReturn
 
 import click
 
+from bench.machine import commit_of_checkout
 from chaos import report
 from chaos.campaign import run
 from chaos.checker import check
@@ -61,7 +62,7 @@ def main(
     signal.signal(signal.SIGTERM, _stop)
     signal.signal(signal.SIGALRM, _stop)
     signal.alarm(limit)
-    commit = report.commit_of_checkout()  # before it may change
+    commit = commit_of_checkout()  # before it may change
     chosen = only or tuple(FAULTS)
 
     def plan(skipped: Collection[str] = ()) -> Plan:

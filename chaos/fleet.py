@@ -13,10 +13,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from bench.machine import CHECKOUT
 from chaos import handlers
 from roostd import linux
 
-CHECKOUT = Path(__file__).resolve().parents[1]
 COMMAND = Path(sys.executable).with_name("roostd")
 Entry = dict[str, Any]
 

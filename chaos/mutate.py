@@ -24,7 +24,8 @@ from pathlib import Path
 
 import click
 
-CHECKOUT = Path(__file__).resolve().parents[1]
+from bench.machine import CHECKOUT
+
 MUTANTS = Path(__file__).with_name("mutants")
 TRY_SECONDS = 300.0
 _NOT_COPIED = shutil.ignore_patterns(".git", ".venv", "__pycache__", ".*_cache", ".hypothesis", "results", "*.egg-info")

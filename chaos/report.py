@@ -6,7 +6,6 @@ import json
 import math
 import os
 import platform
-import subprocess
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict
@@ -14,10 +13,10 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from bench.rig import processor
+from bench.machine import processor
 from chaos.checker import FORMULAS, Findings, recoveries
 from chaos.evidence import Evidence, Sample
-from chaos.fleet import CHECKOUT, Master
+from chaos.fleet import Master
 
 _STORIES = 20
 _SHOWN = 12
@@ -146,16 +145,6 @@ def document(repeat: str, commit: str, evidence: Evidence, findings: Findings) -
     ]
     lines += [f"- {violation.check}: {violation.what}" for violation in findings.violations]
     return "\n".join(lines) + "\n"
-
-
-def commit_of_checkout() -> str:
-    """As git names it; "unknown" where there is no repository."""
-    command = ["git", "describe", "--always", "--dirty=, with changes", "--abbrev=12", "--exclude=*"]
-    try:
-        done = subprocess.run(command, cwd=CHECKOUT, capture_output=True, text=True, check=True)
-    except (OSError, subprocess.CalledProcessError):
-        return "unknown"
-    return done.stdout.strip()
 
 
 def keep_stories(results: Path, evidence: Evidence, findings: Findings, masters: Iterable[Master]) -> None:

@@ -212,7 +212,8 @@ def joined(old: dict[str, Any], new: dict[str, Any]) -> dict[str, Any]:
     """The new results, with what the old ones have of other competitors and other figures."""
     merged = old | new
     merged["machine"] = new["machine"] | {
-        key: f"{old['machine'][key]}, then {new['machine'][key]}" for key in ("load at start", "load at end")
+        key: ", then ".join(dict.fromkeys([old["machine"][key], new["machine"][key]]))
+        for key in ("commit", "load at start", "load at end")
     }
     for key in ("entrants", "skipped"):
         merged[key] = old[key] | new[key]

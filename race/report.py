@@ -94,6 +94,7 @@ def _is_drawn(results: Mapping[str, Any], figure: Figure) -> bool:
 def _machine(results: Mapping[str, Any]) -> str:
     machine, scale = results["machine"], results["scale"]
     return (
+        f"Roost of commit {machine['commit']}. "
         f"Machine: {machine['cores']} cores of {machine['processor']}, Linux {machine['kernel']}, "
         f"Python {machine['Python']}, load {machine['load at start']} at the start and {machine['load at end']} "
         f"at the end. PostgreSQL {machine['PostgreSQL']}. Redis {machine['Redis']}. {scale['children']} children each. "

@@ -27,7 +27,7 @@ import psycopg
 from psycopg import sql
 from psycopg.conninfo import make_conninfo
 
-from bench.rig import processor
+from bench.machine import CHECKOUT, commit_of_checkout, processor
 from race.ledger import PATH_VARIABLE, Ledger
 from race.peer import DSN_VARIABLE, HARM_VARIABLE, REDIS_VARIABLE
 from roostd import linux
@@ -37,7 +37,6 @@ FOLDER_VARIABLE = "RACE_FOLDER"
 START_SECONDS = 30.0
 STOP_SECONDS = 1.0  # nothing is measured any more
 CLIENT_SECONDS = 600.0
-_CHECKOUT = Path(__file__).resolve().parents[1]
 _PEERS = Path(__file__).parent / "peers"
 _SETTINGS = ("fsync", "synchronous_commit", "full_page_writes", "wal_level", "shared_buffers", "max_wal_size")
 _REDIS_SETTINGS = {"appendonly": "yes", "appendfsync": "everysec", "save": ""}
@@ -185,7 +184,7 @@ class Rig:
 
     def environment(self, dsn: str) -> dict[str, str]:
         return os.environ | {
-            "PYTHONPATH": str(_CHECKOUT),
+            "PYTHONPATH": str(CHECKOUT),
             "ROOST_DSN": dsn,
             DSN_VARIABLE: dsn,
             REDIS_VARIABLE: str(self._redis),
@@ -279,6 +278,7 @@ class Rig:
             version = value(conn, "SHOW server_version")
             settings = {name: value(conn, "SELECT current_setting(%s)", name) for name in _SETTINGS}
         return {
+            "commit": commit_of_checkout(),
             "cores": str(len(os.sched_getaffinity(0))),
             "processor": processor(),
             "kernel": platform.release(),

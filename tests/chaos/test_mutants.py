@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from chaos.mutate import CHECKOUT, MUTANTS, read_mutant
+from bench.machine import CHECKOUT
+from chaos.mutate import MUTANTS, read_mutant
 
 PATCHES = sorted(MUTANTS.glob("*.patch"))
 

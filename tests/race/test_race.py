@@ -77,6 +77,7 @@ def test_only_the_harmless_jobs_are_counted() -> None:
 SAMPLES = {"roost": {"noops": [90.0, 110.0, 100.0], "pickup_50": [3.0]}, "other": {"noops": [50.0], "pickup_50": [2.0]}}
 RESULTS: dict[str, Any] = {
     "machine": {
+        "commit": "0123456789ab",
         "cores": "2",
         "processor": "a processor",
         "kernel": "6",
