@@ -55,7 +55,14 @@ class Invoker:
         self._task: asyncio.Task[Any] | None = None
         self._reading = False
         self._unread = True
-        own = (Invoker.call, Invoker._call_async, Invoker._run_task, Invoker._on_soft, Invoker._deliver)
+        own = (
+            Invoker.call,
+            Invoker._call_async,
+            Invoker._run_task,
+            Invoker._on_soft,
+            Invoker._read_control,
+            Invoker._deliver,
+        )
         self._own_code = {function.__code__ for function in own}
         control.setblocking(False)
         signal.signal(SOFT, self._on_soft)
