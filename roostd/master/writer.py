@@ -136,10 +136,10 @@ class Writer:
                 self._repeating = True
                 await asyncio.sleep(self._retry_seconds)
                 self.flush_within(0)
-            if self._queued and self._due_at is None:
-                self.flush_within(0.005)
-            elif not self._aside:
+            if not self.pending:
                 self._empty.set()
+            elif self._queued and self._due_at is None:
+                self.flush_within(0.005)
 
     async def _wait_due(self) -> None:
         while (at := self._next_at()) is None or at > self._loop.time():

@@ -124,6 +124,36 @@ def test_only_the_outcomes_of_locked_claims_wait(dsn: str, commits: bool) -> Non
     run(dsn, test)
 
 
+@pytest.mark.parametrize("fails", [False, True], ids=["written", "failed"])
+def test_what_comes_while_a_batch_is_written_is_waited_for_too(dsn: str, fails: bool) -> None:
+    waits = (
+        "SELECT max(pid) FROM pg_stat_activity WHERE application_name = 'roostd write' AND datname = current_database()"
+        " AND wait_event_type = 'Lock'"
+    )
+
+    async def test(conn: Conn, writer: Writer, worker_id: UUID) -> None:
+        first, second = jobs = await claimed(conn, worker_id, 2)
+        async with await connect(dsn) as app, app.transaction():
+            await app.execute("LOCK TABLE roost.claims IN SHARE MODE")
+            writer.complete(first, None)
+            writer.flush_within(0)
+            while not (pid := await value(conn, waits)):
+                await asyncio.sleep(0.01)
+            writer.complete(second, None)
+            writer.flush_within(0)
+            ending = asyncio.create_task(writer.wait_empty())
+            if fails:
+                await conn.execute("SELECT pg_terminate_backend(%s)", (pid,))
+                while await value(conn, waits) in (None, pid):
+                    await asyncio.sleep(0.01)
+            assert not ending.done()
+        await ending
+        assert writer.pending == 0
+        assert await states(conn, jobs) == [COMPLETED, COMPLETED]
+
+    run(dsn, test, lock_timeout="20s")
+
+
 def test_an_open_transaction_is_met_once_and_costs_later_batches_no_wait(dsn: str) -> None:
     async def test(conn: Conn, writer: Writer, worker_id: UUID) -> None:
         jobs = await claimed(conn, worker_id, 40)
