@@ -16,7 +16,7 @@ from roostd.core.job import ClaimedJob
 
 KEPT_JOBS = 2000  # the last that were claimed, which are looked through again: most of what comes late comes among them
 KEPT_SECONDS = 1.0  # how long at most
-CHEAP_SECONDS = 0.003  # what a look may take beyond what its jobs take
+CHEAP_SECONDS = 0.003  # what a look everywhere may take beyond its jobs, and beyond what any look takes here
 JOB_SECONDS = 0.000025
 PAST_SECONDS = 10.0  # of the jobs that fall due, those that are looked through again
 MOST_PLACES = 100  # of queues and priorities that are remembered; with more, a claim would have too many ranges
@@ -54,6 +54,7 @@ class Looks:
         self.dear_seconds = 0.0
         self._over_before = 0.0
         self._next_at = 0.0
+        self._least: float | None = None  # that a look takes here, wherever it looks: the way to the database, a commit
 
     @property
     def is_dear(self) -> bool:
@@ -64,10 +65,21 @@ class Looks:
 
     def took(self, seconds: float, jobs: int, now: float) -> None:
         """Takes in that a look everywhere took `seconds` and found so many jobs."""
-        over = max(0.0, seconds - CHEAP_SECONDS - JOB_SECONDS * jobs)
+        alone = max(0.0, seconds - JOB_SECONDS * jobs)
+        over = max(0.0, alone - CHEAP_SECONDS - (self._least or 0.0))
+        was_dear = self.is_dear
         # Once, it may be for another reason: a disk, a busy machine.
         self.dear_seconds, self._over_before = min(over, self._over_before), over
         self._next_at = now + PAUSE * self.dear_seconds
+        if self.is_dear and not was_dear:
+            self._least = None  # the looks that don't go everywhere will tell
+        elif self._least is not None:
+            self._least = min(self._least, alone)
+
+    def took_elsewhere(self, seconds: float, jobs: int) -> None:
+        """Takes in what a look past what was claimed took."""
+        if JOB_SECONDS * jobs < CHEAP_SECONDS:
+            self._least = seconds if self._least is None else min(self._least, seconds)
 
 
 class Frontier:
@@ -105,6 +117,8 @@ class Frontier:
             self.looks.took(seconds, len(jobs), now)
             for job in jobs:  # before the first of each place there was nothing
                 self._been.setdefault((job.queue, job.priority), (job.scheduled_at, job.id, KEPT_SECONDS))
+        else:
+            self.looks.took_elsewhere(seconds, len(jobs))
         if jobs:
             last = {(job.queue, job.priority): (job.scheduled_at, job.id, 0.0) for job in jobs}
             self._kept.append((now, len(jobs), last))

@@ -39,6 +39,7 @@ class PoolRun:
     pool: Pool
     demand: Demand
     frontier: Frontier = field(default_factory=Frontier)
+    poll_missed: bool = False  # for want of room: the next claim stands in for it
 
 
 class Claimer:
@@ -170,13 +171,16 @@ class Claimer:
             for run in list(self._pools.values()):
                 limit = self._demand(run)
                 if limit and run.demand.claim_at() <= now:
-                    await self._claim(run, limit, run.frontier.ranges(run.config.queues, now, polling=False))
+                    ranges = run.frontier.ranges(run.config.queues, now, polling=run.poll_missed)
+                    run.poll_missed = False
+                    await self._claim(run, limit, ranges)
             return
-        asked = [
-            (run, limit, run.frontier.ranges(run.config.queues, now, polling=True))
-            for run in list(self._pools.values())
-            if (limit := self._demand(run))
-        ]
+        asked: list[tuple[PoolRun, int, list[Range]]] = []
+        for run in list(self._pools.values()):
+            limit = self._demand(run)
+            run.poll_missed = not limit
+            if limit:
+                asked.append((run, limit, run.frontier.ranges(run.config.queues, now, polling=True)))
         past_seconds = None if self._promote_looks.due(now) else PAST_SECONDS
         worker_id = self._worker_id()
 
@@ -191,7 +195,9 @@ class Claimer:
 
         ((promoted, next_in), seconds), answers = await self._link.run(poll)
         self._promote_at = now + promote_in(promoted, next_in, self._poll_interval())
-        if past_seconds is None and promoted < PROMOTE_BATCH:
+        if past_seconds is not None:
+            self._promote_looks.took_elsewhere(seconds, promoted)
+        elif promoted < PROMOTE_BATCH:
             self._promote_looks.took(seconds, promoted, self._loop.time())
         for (run, limit, ranges), answer in zip(asked, answers, strict=True):
             self._took(run, limit, ranges, answer, now)

@@ -50,7 +50,8 @@ async def claim(conn: AsyncConnection, worker_id: UUID, ranges: Sequence[Range],
 def claim_parameters(worker_id: UUID, ranges: Sequence[Range], limit: int) -> dict[str, Any]:
     return {
         "worker_id": worker_id,
-        "queues": _texts([each.queue for each in ranges]),
+        "queues": _texts(list(dict.fromkeys(each.queue for each in ranges))),
+        "range_queues": _texts([each.queue for each in ranges]),
         "priorities": _numbers([each.priority for each in ranges]),
         "scheduled_ats": _texts([each.scheduled_at for each in ranges]),
         "job_ids": _numbers([each.job_id for each in ranges]),

@@ -71,6 +71,41 @@ def test_dear_looks_have_a_twentieth_of_the_time() -> None:
     assert looks.due(26.0)
 
 
+def test_a_slow_way_to_the_database_is_learned_and_makes_no_look_dear() -> None:
+    looks = Looks()
+    for _ in range(2):
+        looks.took(0.020, 0, now=0.0)
+    assert looks.is_dear
+    looks.took_elsewhere(0.019, 1)
+    for now in (1.0, 2.0, 3.0):
+        looks.took(0.021 + 100 * 0.000025, 100, now)
+        assert not looks.is_dear
+    for _ in range(2):
+        looks.took(0.021 + DEAR_SECONDS, 0, now=4.0)
+    assert looks.dear_seconds == pytest.approx(DEAR_SECONDS, abs=0.01)
+
+
+def test_what_looks_for_many_jobs_take_says_nothing_of_the_way() -> None:
+    looks = Looks()
+    for _ in range(2):
+        looks.took(0.020, 0, now=0.0)
+    looks.took_elsewhere(0.020, 1000)
+    looks.took(0.020, 0, now=1.0)
+    assert looks.is_dear
+
+
+def test_a_way_that_became_short_hides_no_dear_look() -> None:
+    looks = Looks()
+    for _ in range(2):
+        looks.took(0.020, 0, now=0.0)
+    looks.took_elsewhere(0.020, 1)
+    looks.took(0.020, 0, now=1.0)
+    looks.took(0.001, 0, now=2.0)
+    for _ in range(2):
+        looks.took(0.020, 0, now=3.0)
+    assert looks.is_dear
+
+
 def test_what_was_claimed_last_is_looked_through_again() -> None:
     frontier = Frontier()
     make_dear(frontier)

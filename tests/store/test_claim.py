@@ -134,6 +134,22 @@ def test_no_more_than_the_limit_is_claimed(clean_dsn: str) -> None:
     asyncio.run(main())
 
 
+def test_a_claim_over_many_ranges_of_a_queue_holds_no_more_than_the_limit(clean_dsn: str) -> None:
+    ranges = [Range("default", priority, "-infinity", 0, priority) for priority in range(10)]
+
+    async def main() -> None:
+        async with await connect(clean_dsn) as conn, await connect(clean_dsn) as other:
+            worker_id = await add_worker(conn)
+            ids = [job_id for priority in range(10) for job_id in await enqueue(conn, 2, priority=priority)]
+            async with conn.transaction():
+                claimed = await statements.claim(conn, worker_id, ranges, 5)
+                assert [job.id for job in claimed] == ids[:5]
+                rest = await statements.claim(other, worker_id, everywhere(["default"]), 100)
+                assert [job.id for job in rest] == ids[5:]
+
+    asyncio.run(main())
+
+
 def test_a_queue_named_twice_gives_each_job_once(clean_dsn: str) -> None:
     async def main() -> None:
         async with await connect(clean_dsn) as conn:

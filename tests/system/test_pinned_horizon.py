@@ -70,14 +70,24 @@ def test_dead_rows_are_read_a_few_times_only_and_whatever_comes_late_is_found(
 
     early = jobs.add("noop", priority=-1)
     late = jobs.add("noop")
-    with psycopg.connect(jobs.dsn) as conn:  # as if their transactions had begun before those of all that were claimed
-        for table in ("ready", "scheduled"):
-            row = (
-                "INSERT INTO roost.job_rows (queue, task, scheduled_at) VALUES ('default', 'noop', '2019-01-01Z')"
-                " RETURNING queue, priority, scheduled_at, id"
-            )
-            columns = "queue, priority, scheduled_at, job_id"
-            conn.execute(f"WITH job AS ({row}) INSERT INTO roost.{table} ({columns}) SELECT * FROM job".encode())
-    old = [row["id"] for row in jobs.query("SELECT id FROM roost.job_rows WHERE scheduled_at < '2020-01-01Z'")]
-    assert len(old) == 2
-    jobs.wait_all([early, late, *old])
+    jobs.wait_all([early, late, _add_before_all(jobs, "ready"), _add_before_all(jobs, "scheduled")])
+
+
+@pytest.mark.usefixtures("dead_rows")
+def test_what_comes_late_is_found_by_a_pool_without_room_in_any_poll(start_daemon: StartDaemon, jobs: Jobs) -> None:
+    waiting = jobs.add_many(1000, "sleep", {"seconds": 0.5})
+    start_daemon({"pools": {"default": {"concurrency": 1}}})
+    jobs.wait_all(waiting[:6])  # past them, and with two looks that were dear
+    jobs.wait(_add_before_all(jobs, "ready"), "completed")
+    assert jobs.count("available") > 500
+
+
+def _add_before_all(jobs: Jobs, table: str) -> int:
+    """A job as if its transaction had begun before those of all that were claimed."""
+    row = (
+        "INSERT INTO roost.job_rows (queue, task, scheduled_at) VALUES ('default', 'noop', '2019-01-01Z')"
+        " RETURNING queue, priority, scheduled_at, id"
+    )
+    insert = f"INSERT INTO roost.{table} (queue, priority, scheduled_at, job_id) SELECT * FROM job RETURNING job_id"
+    (added,) = jobs.query(f"WITH job AS ({row}) {insert}")
+    return int(added["job_id"])

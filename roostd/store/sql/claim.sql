@@ -1,28 +1,34 @@
 -- Claims up to `limit` jobs of the ranges of queues that may run now, best first, under a new lease each.
 -- Called by: the master, whenever a pool has room.
 -- Locks: the ready rows it takes (SKIP LOCKED: claimers never wait for each other).
--- Index: ready's primary key, one range a queue, read from its beginning; job_rows by id.
+-- Index: ready's primary key: the ranges of each queue in their order until there is enough; job_rows by id.
 -- MATERIALIZED states what keeps the limit: run again, as a sub-select may be, the first part would lock more rows than asked
 -- for. PostgreSQL 15 to 18 materialise a part that locks rows in any case: the plans are the same without the word.
 -- A worker that was declared dead (its row is gone) claims nothing.
 WITH candidate AS MATERIALIZED (
-    SELECT r.row_id, r.priority, r.scheduled_at, r.job_id
-      FROM unnest(%(queues)s::text[], %(priorities)s::integer[], %(scheduled_ats)s::timestamptz[], %(job_ids)s::bigint[],
-                  %(last_priorities)s::integer[], %(early_seconds)s::float8[])
-           AS q(name, priority, scheduled_at, job_id, last_priority, early_seconds)
+    SELECT best.row_id, best.priority, best.scheduled_at, best.job_id
+      FROM unnest(%(queues)s::text[]) AS queue(name)
      CROSS JOIN LATERAL (
-           SELECT ready.ctid AS row_id, ready.priority, ready.scheduled_at, ready.job_id
-             FROM roost.ready
-            WHERE ready.queue = q.name COLLATE "C" AND ready.priority <= q.last_priority
-              AND (ready.priority, ready.scheduled_at, ready.job_id)
-                  > (q.priority, q.scheduled_at - make_interval(secs => q.early_seconds), q.job_id)
-            ORDER BY ready.priority, ready.scheduled_at, ready.job_id
+           SELECT r.row_id, r.priority, r.scheduled_at, r.job_id
+             FROM unnest(%(range_queues)s::text[], %(priorities)s::integer[], %(scheduled_ats)s::timestamptz[],
+                         %(job_ids)s::bigint[], %(last_priorities)s::integer[], %(early_seconds)s::float8[])
+                  AS past(queue, priority, scheduled_at, job_id, last_priority, early_seconds)
+            CROSS JOIN LATERAL (
+                  SELECT ready.ctid AS row_id, ready.priority, ready.scheduled_at, ready.job_id
+                    FROM roost.ready
+                   WHERE ready.queue = past.queue COLLATE "C" AND ready.priority <= past.last_priority
+                     AND (ready.priority, ready.scheduled_at, ready.job_id)
+                         > (past.priority, past.scheduled_at - make_interval(secs => past.early_seconds), past.job_id)
+                   ORDER BY ready.priority, ready.scheduled_at, ready.job_id
+                   LIMIT %(limit)s::integer
+                     FOR UPDATE SKIP LOCKED
+                  ) AS r
+            WHERE past.queue = queue.name
             LIMIT %(limit)s::integer
-              FOR UPDATE SKIP LOCKED
-           ) AS r
-     WHERE NOT EXISTS (SELECT 1 FROM roost.queues p WHERE p.name = q.name COLLATE "C" AND p.paused)
+           ) AS best
+     WHERE NOT EXISTS (SELECT 1 FROM roost.queues p WHERE p.name = queue.name COLLATE "C" AND p.paused)
        AND EXISTS (SELECT 1 FROM roost.workers w WHERE w.id = %(worker_id)s::uuid)
-     ORDER BY r.priority, r.scheduled_at, r.job_id
+     ORDER BY best.priority, best.scheduled_at, best.job_id
      LIMIT %(limit)s::integer
 ), taken AS MATERIALIZED (
     DELETE FROM roost.ready
