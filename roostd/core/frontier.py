@@ -90,15 +90,21 @@ class Frontier:
         )  # of a claim: when, jobs, last of each place
         self._kept_jobs = 0
         self._been: dict[_Place, _Mark] = {}  # all up to there was claimed
+        self._poll_missed = False
 
     def ranges(self, queues: Sequence[str], now: float, *, polling: bool) -> list[Range]:
         """Where to look now; `claimed` must be told what was found.
 
         A dear look everywhere is for a poll: where a job is known to be, it should not wait for that.
         """
+        polling, self._poll_missed = polling or self._poll_missed, False
         if not self.looks.is_dear or (polling and self.looks.due(now)):
             return everywhere(queues)
         return [each for queue in queues for each in self._past(queue)]
+
+    def miss_poll(self) -> None:
+        """The pool has no room to claim for: its next claim stands in for the poll."""
+        self._poll_missed = True
 
     def _past(self, queue: str) -> list[Range]:
         """One range from each priority in which something was claimed up to the next such."""

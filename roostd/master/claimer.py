@@ -39,7 +39,6 @@ class PoolRun:
     pool: Pool
     demand: Demand
     frontier: Frontier = field(default_factory=Frontier)
-    poll_missed: bool = False  # for want of room: the next claim stands in for it
 
 
 class Claimer:
@@ -171,16 +170,14 @@ class Claimer:
             for run in list(self._pools.values()):
                 limit = self._demand(run)
                 if limit and run.demand.claim_at() <= now:
-                    ranges = run.frontier.ranges(run.config.queues, now, polling=run.poll_missed)
-                    run.poll_missed = False
-                    await self._claim(run, limit, ranges)
+                    await self._claim(run, limit, run.frontier.ranges(run.config.queues, now, polling=False))
             return
         asked: list[tuple[PoolRun, int, list[Range]]] = []
         for run in list(self._pools.values()):
-            limit = self._demand(run)
-            run.poll_missed = not limit
-            if limit:
+            if limit := self._demand(run):
                 asked.append((run, limit, run.frontier.ranges(run.config.queues, now, polling=True)))
+            else:
+                run.frontier.miss_poll()
         past_seconds = None if self._promote_looks.due(now) else PAST_SECONDS
         worker_id = self._worker_id()
 

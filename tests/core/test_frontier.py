@@ -141,6 +141,20 @@ def test_a_look_everywhere_teaches_where_each_place_begins() -> None:
     ]
 
 
+def test_a_missed_poll_is_made_up_for_by_the_next_claim_alone() -> None:
+    frontier = Frontier()
+    make_dear(frontier)
+    for second in (1, 2):
+        frontier.claimed(PART, [job(("a", 0, "1", second))] * KEPT_JOBS, 0.0, 0.0)
+    past = frontier.ranges(["a"], 1.0, polling=False)
+    assert past != everywhere(["a"])
+    frontier.miss_poll()
+    assert frontier.ranges(["a"], 1.0 + PAUSE, polling=False) == everywhere(["a"])
+    assert frontier.ranges(["a"], 1.0 + PAUSE, polling=False) == past
+    frontier.miss_poll()
+    assert frontier.ranges(["a"], 1.0, polling=False) == past  # so soon after the last it is too dear
+
+
 def test_the_number_of_ranges_is_bounded() -> None:
     frontier = Frontier()
     make_dear(frontier)
