@@ -96,14 +96,19 @@ class ChildProcess:
         return frames, True if data else None
 
     def call_off(self, lease: int, reason: SoftReason) -> None:
-        """Tells the child which job is meant and why, and wakes it; its stack is noted first, should it be stuck."""
-        self.request_dump(lease)
+        """Tells the child which job is meant and why, and wakes it."""
+        self._dump_of = 0
         with contextlib.suppress(OSError):
             self._control.send(encode_control(reason, lease))
         self._signal(SOFT)
 
-    def remind(self) -> None:
-        """Wakes it again, should it wait in C since just after the signal."""
+    def remind(self, lease: int) -> None:
+        """Wakes it again, should it wait in C since just after the signal; its stack is noted, should it be stuck.
+
+        Not with the call-off: to a process that runs, the signal that does that is a danger (docs/design/005).
+        """
+        if self._dump_of != lease:
+            self.request_dump(lease)
         self._signal(SOFT)
 
     def request_dump(self, lease: int) -> None:

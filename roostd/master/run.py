@@ -900,8 +900,8 @@ class Master:
                     case CallOff(_, lease, reason):
                         child.call_off(lease, reason)
                         _log.info("job.called_off", lease=lease, reason=reason.name.lower(), pid=child.pid)
-                    case Remind():
-                        child.remind()
+                    case Remind(key):
+                        child.remind(pool.running_lease(key))
                     case Kill():
                         child.kill()
                     case Retire():

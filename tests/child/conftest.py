@@ -107,7 +107,7 @@ class Child:
         self._key = key
         self._frames: deque[Frame] = deque()
         self._ended = False
-        self._called_off = False
+        self._called_off: tuple[int, float] | None = None  # the last lease that was, and when
 
     def start(self, task: str, /, *, lease: int | None = None, **args: Any) -> int:
         """Hands over a job; returns its lease."""
@@ -144,7 +144,7 @@ class Child:
 
     def call_off(self, lease: int, reason: SoftReason = SoftReason.CANCEL) -> None:
         self.process.call_off(lease, reason)
-        self._called_off = True
+        self._called_off = lease, time.monotonic()
 
     def last_outcomes(self) -> list[Outcome]:
         """All that it reports before it ends."""
@@ -177,8 +177,8 @@ class Child:
         self._read()
         if self._frames or self._ended:
             return True
-        if self._called_off:
-            self.process.remind()
+        if self._called_off and time.monotonic() - self._called_off[1] >= REMIND_SECONDS:
+            self.process.remind(self._called_off[0])
         return False
 
     def _read(self) -> bool:

@@ -87,12 +87,13 @@ def test_a_group_of_tasks_is_cancelled(child: Child, post: Post) -> None:
 
 
 @pytest.mark.parametrize("task", ["wait_for_lock", "catch_everything", "match"])
-def test_the_stack_is_noted_first_should_the_handler_be_stuck(child: Child, post: Post, task: str) -> None:
+def test_the_stack_is_noted_should_the_handler_be_stuck(child: Child, post: Post, task: str) -> None:
     lease = started(child, post, task)
     child.call_off(lease, TIMEOUT)
     deadline = time.monotonic() + 20
     while f"in {task}" not in child.process.read_dump():
         assert time.monotonic() < deadline
+        child.process.remind(lease)
         time.sleep(0.005)
 
 
