@@ -39,7 +39,7 @@ def measure(rig: Rig, scale: Scale) -> list[Figure]:
     return [
         Figure("pickup latency, median", percentile(waits, 50), "ms", Aim("≤", 3), waits),
         Figure("pickup latency, 95th percentile", percentile(waits, 95), "ms"),
-        Figure("pickup latency, 99th percentile", percentile(waits, 99), "ms", Aim("≤", 10)),
+        Figure("pickup latency, 99th percentile", percentile(waits, 99), "ms", Aim("≤", 5)),
         Figure("one bare commit in between, median", percentile(commits, 50), "ms", samples=commits),
         Figure("one bare commit in between, 99th percentile", percentile(commits, 99), "ms"),
     ]

@@ -810,9 +810,9 @@ class Master:
 
     def _on_outcomes(self, child: ChildProcess) -> None:
         run = self._pools[child.pool]
-        self._read_outcomes(child, run)
+        more = self._read_outcomes(child, run)
         self._after_outcomes(run)
-        if rest := run.pool.rest(child.key):
+        if more and (rest := run.pool.rest(child.key)):
             self._loop.remove_reader(child.outcomes.fileno())
             self._loop.call_later(rest, self._watch_outcomes, child)
 
