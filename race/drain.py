@@ -10,6 +10,7 @@ from race.rig import START_SECONDS, Place, RaceError, connect, value
 from race.scale import Scale
 
 STALL_SECONDS = 10.0
+RECORDED_SECONDS = 60.0  # after the last job has run
 
 
 def noops(place: Place, scale: Scale, pace: float) -> dict[str, float]:
@@ -47,11 +48,11 @@ def _wait_recorded(place: Place) -> int | None:
     """When the last job was recorded as done, in ns; None where the store is not asked."""
     if not place.entrant.unfinished:
         return None
-    deadline = time.monotonic() + STALL_SECONDS
+    deadline = time.monotonic() + RECORDED_SECONDS
     with connect(place.dsn) as conn:
         while value(conn, place.entrant.unfinished):
             if time.monotonic() > deadline:
-                raise RaceError(f"all jobs ran, but {STALL_SECONDS:g} s later not all are recorded as done")
+                raise RaceError(f"all jobs ran, but {RECORDED_SECONDS:g} s later not all are recorded as done")
             time.sleep(0.02)
     return time.monotonic_ns()
 
