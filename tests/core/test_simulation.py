@@ -1,7 +1,8 @@
-"""Thousands of random schedules over the pool and its demand: whatever happens in whatever order, the rules hold.
+"""Thousands of random schedules over the pool, its demand and its frontier: whatever happens, the rules hold.
 
-The pool, the demand, the settlement of failures are the real ones. The database, the children and the clock are toys
-here, driven by one generator of random numbers; the master is the few lines that carry actions out in its order.
+The pool, the demand, the frontier, the settlement of failures are the real ones. The database, the children and the
+clock are toys here, driven by one generator of random numbers; the master is the few lines that carry actions out in
+its order.
 A failure prints the seed of its schedule and the end of its story. SIMULATION_SEED=n runs that one alone,
 SIMULATIONS=n more of them.
 """
@@ -13,12 +14,13 @@ import os
 import random
 from collections import deque
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import pytest
 
 from roost_client import JobState
 from roostd.core.demand import Demand
+from roostd.core.frontier import CHEAP_SECONDS, KEPT_SECONDS, PAUSE, Frontier, Range, everywhere
 from roostd.core.generations import Generations
 from roostd.core.job import ClaimedJob
 from roostd.core.outcome import Ending, Report, Settlement, SoftReason, settle
@@ -41,6 +43,7 @@ SCHEDULES = int(os.environ.get("SIMULATIONS", "10000"))
 BLOCK = 500  # schedules of one test: two seconds, so that they can be shared out
 ONE_SEED = os.environ.get("SIMULATION_SEED")
 
+QUEUES = ("a", "b")
 POLL_INTERVAL = 1.0
 MAX_CRASHES = 3
 SHUTDOWN_TIMEOUT = 1.0
@@ -49,6 +52,7 @@ EPSILON = 1e-6
 # The longest that the toys let things take, which the rules' own times are to be read with.
 NOTICE_LATENCY = 0.010
 CLAIM_LATENCY = 0.015
+MOST_WADING = 0.050
 STATUS_LATENCY = 0.5
 
 ENDING_OF = {
@@ -71,11 +75,23 @@ class Row:
     queue: str
     timeout_seconds: int | None
     max_attempts: int
+    priority: int
+    scheduled_at: float = 0.0
+    ready_at: float = 0.0  # when claims could first see it there
+    passed_by: bool = False
     place: str = "ready"
     lease: int = 0
     attempt: int = 0
     crashes: int = 0
     cancel_requested: bool = False
+
+    def rank(self) -> tuple[int, float, int]:
+        return self.priority, self.scheduled_at, self.id
+
+    def is_in(self, each: Range) -> bool:
+        """As claim.sql reads it."""
+        start = (each.priority, float(each.scheduled_at) - each.early_seconds, each.job_id)
+        return self.queue == each.queue and self.priority <= each.last_priority and self.rank() > start
 
 
 @dataclass(slots=True)
@@ -121,6 +137,7 @@ class World:
             size=rng.randint(1, 4), kill_grace=self.kill_grace, prefetch=rng.choice([None, None, None, 1, 3, 20])
         )
         self.demand = Demand(POLL_INTERVAL)
+        self.frontier = Frontier()
         self.generations = Generations()
         self.generation = 1
         # database
@@ -130,12 +147,18 @@ class World:
         self.paused_at = 0.0
         self.idle_announced = False
         self.accepted: dict[int, str] = {}  # lease -> how it ended
+        self.claim_latency = rng.choice([CLAIM_LATENCY, CHEAP_SECONDS])
+        self.wading = rng.choice([0.0, rng.uniform(0.01, MOST_WADING)])  # what a look everywhere takes more
+        self.wading_from = self.now + rng.choice([0.0, rng.uniform(0, 3)])
+        self.wading_until = self.now + rng.choice([rng.uniform(0, 5), 1e9])
+        self.late = rng.choice([0.0, 0.1, 0.5])  # of the rows, those that lie before what may have been claimed
         # master
         self.children: dict[int, ToyChild] = {}
         self.next_key = 1
         self.answers_under_way: dict[int, list[ClaimedJob]] = {}
         self.claiming = False
         self.claim_timer = 0.0
+        self.poll_at = 0.0
         self.early_cancels: set[int] = set()
         self.unwritten: list[tuple[ClaimedJob, Settlement | None]] = []
         self.flushing = False
@@ -146,6 +169,10 @@ class World:
         self.handed_at: dict[int, float] = {}  # lease -> when it last went to a child
         self.cancels_due: list[tuple[float, int]] = []  # when it must have led to something, lease
         self.starving_since: float | None = None
+        self.been: list[tuple[float, Row]] = []  # what was claimed, as it was, and when that was known
+        self.full_look_at = 0.0  # of a look everywhere that found as much as it wanted, and may have left as much
+        over = max(0.0, self.claim_latency + self.wading - CHEAP_SECONDS)
+        self.most_passed = PAUSE * over + POLL_INTERVAL + self.wading + 5 * self.claim_latency
         self.stuck_since: dict[int, float] = {}  # child -> since when another one idles while jobs stand behind it
         self.read_latency = rng.choice([0.0001, 0.003])
         self.exponents = rng.choice([(-5, -4), (-5, -3), (-5, 0.5)])
@@ -236,13 +263,15 @@ class World:
             rng.choice(["a", "a", "b"]),
             rng.choice([None, 1, 2]),
             rng.choice([1, 2, 5]),
+            rng.choice([0, 0, 0, -1, 3]),
         )
         self.tell(f"job {number} is enqueued")
         self.rows[number] = row
         self.make_ready(row)
 
     def make_ready(self, row: Row) -> None:
-        row.place = "ready"
+        row.place, row.ready_at, row.passed_by = "ready", self.now, False
+        row.scheduled_at = self.now - (self.rng.uniform(0, 5) if self.rng.random() < self.late else 0.0)
         if self.idle_announced:
             self.after(self.rng.uniform(0, NOTICE_LATENCY), self.hint)
 
@@ -342,7 +371,7 @@ class World:
     def calm_down(self) -> None:
         """No more surprises: everything must come to its end now."""
         self.tell("no more surprises")
-        self.paused = frozenset()
+        self.paused, self.paused_at = frozenset(), self.now
         self.on_paused(self.paused)
         for row in self.rows.values():
             if row.place not in TERMINAL:
@@ -382,12 +411,14 @@ class World:
     # -- the database -------------------------------------------------------------------------------------------
 
     def claim_if_wanted(self) -> None:
-        """As Claimer: one statement at a time, when the pool has room and the demand says so."""
+        """As Claimer: one statement at a time, when the pool has room and the demand says so, or a poll is due."""
         if self.claiming or self.stopping:
             return
-        if not self.pool.demand():
-            return
-        at = self.demand.claim_at()
+        has_room = self.pool.demand() > 0
+        if not has_room and self.now >= self.poll_at:
+            self.frontier.miss_poll()
+            self.poll_at = self.now + POLL_INTERVAL
+        at = min(self.poll_at, self.demand.claim_at()) if has_room else self.poll_at
         if at > self.now:
             if self.claim_timer <= self.now or self.claim_timer > at:
                 self.claim_timer = at
@@ -396,13 +427,13 @@ class World:
         self.claiming = True
         wants_hints = self.demand.wants_hints
         if wants_hints != self.idle_announced:
-            self.after(self.rng.uniform(0, CLAIM_LATENCY / 3), lambda: self.announce(wants_hints))
+            self.after(self.rng.uniform(0, self.claim_latency / 3), lambda: self.announce(wants_hints))
         else:
             self.send_claim()
 
     def announce(self, idle: bool) -> None:
         self.idle_announced = idle
-        self.after(self.rng.uniform(0, CLAIM_LATENCY / 3), self.send_claim)
+        self.after(self.rng.uniform(0, self.claim_latency / 3), self.send_claim)
 
     def send_claim(self) -> None:
         limit = self.pool.demand()
@@ -410,15 +441,22 @@ class World:
             self.claiming = False
             return
         asked_at = self.now
-        self.after(self.rng.uniform(0, CLAIM_LATENCY / 2), lambda: self.take_jobs(limit, asked_at))
+        polling = asked_at >= self.poll_at
+        if polling:
+            self.poll_at = asked_at + POLL_INTERVAL
+        ranges = self.frontier.ranges(QUEUES, asked_at, polling=polling)
+        self.after(self.rng.uniform(0, self.claim_latency / 2), lambda: self.take_jobs(limit, ranges, asked_at))
 
-    def take_jobs(self, limit: int, asked_at: float) -> None:
+    def take_jobs(self, limit: int, ranges: list[Range], asked_at: float) -> None:
         """The moment at which the statement looks."""
         jobs: list[ClaimedJob] = []
-        for row in self.rows.values():
+        is_everywhere = ranges == everywhere(QUEUES)
+        ready = [row for row in self.rows.values() if row.place == "ready" and row.queue not in self.paused]
+        ready.sort(key=Row.rank)
+        for number, row in enumerate(ready):
             if len(jobs) == limit:
                 break
-            if row.place == "ready" and row.queue not in self.paused:
+            if is_everywhere or any(row.is_in(each) for each in ranges):
                 row.place, row.lease = "claimed", self.next_lease
                 self.next_lease += 1
                 jobs.append(
@@ -432,20 +470,34 @@ class World:
                         row.queue,
                         "task",
                         "{}",
+                        row.priority,
+                        str(row.scheduled_at),
                     )
                 )
+            else:
+                row.passed_by = True
+                if number < limit:
+                    self.check_passed_by(row)
+        if is_everywhere and len(jobs) == limit:
+            self.full_look_at = self.now
         self.event_number += 1
         number = self.event_number
         self.answers_under_way[number] = jobs
-        self.after(self.rng.uniform(0, CLAIM_LATENCY / 2), lambda: self.on_claimed(number, limit, asked_at))
+        wading = self.wading if is_everywhere and self.wading_from <= self.now < self.wading_until else 0.0
+        self.after(
+            wading + self.rng.uniform(0, self.claim_latency / 2),
+            lambda: self.on_claimed(number, limit, ranges, asked_at),
+        )
 
-    def on_claimed(self, number: int, limit: int, asked_at: float) -> None:
+    def on_claimed(self, number: int, limit: int, ranges: list[Range], asked_at: float) -> None:
         jobs = self.answers_under_way.pop(number)
         self.claiming = False
         self.demand.claimed(limit, len(jobs), asked_at, self.now)
+        self.frontier.claimed(ranges, jobs, self.now - asked_at, self.now)
         if not jobs:
             return
         self.starving_since = None
+        self.been += [(self.now, replace(self.rows[job.id])) for job in jobs]
         self.tell(f"claimed {[(job.id, job.lease) for job in jobs]}")
         self.pool.claimed(jobs, self.now)
         self.perform()
@@ -797,8 +849,9 @@ class World:
             raise Broken(f"jobs wait though child {able[0].key} is idle")
         if self.pool.paused and any(job.queue in self.pool.paused for job in self.pool.waiting):
             raise Broken("a job of a paused queue waits in the pool")
+        paused = self.paused | self.pool.paused
         starving = able and any(
-            row.place == "ready" and row.queue not in self.paused | self.pool.paused for row in self.rows.values()
+            row.place == "ready" and not row.passed_by and row.queue not in paused for row in self.rows.values()
         )
         if not starving or self.stopping:
             self.starving_since = None
@@ -806,6 +859,18 @@ class World:
             self.starving_since = self.now
         elif self.now - self.starving_since > 0.2:
             raise Broken(f"a job waits in the database for 0.2 s though child {able[0].key} is idle")
+
+    def check_passed_by(self, row: Row) -> None:
+        """A claim did not look where this row is, though it had room for it."""
+        waited = self.now - max(row.ready_at, self.paused_at, self.full_look_at)
+        if waited > self.most_passed:
+            raise Broken(f"{row} is passed by after {waited} s, more than {self.most_passed}")
+        for claimed_at, other in self.been:
+            if (row.queue, row.priority) == (other.queue, other.priority):
+                early = 0.0 if claimed_at < self.now - KEPT_SECONDS else KEPT_SECONDS
+                if row.rank() <= (other.priority, other.scheduled_at - early, other.id):
+                    return
+        raise Broken(f"{row} is passed by, and nothing behind it was claimed before")
 
     def check_call_offs(self) -> None:
         for lease, (when, key) in self.called_off.items():
