@@ -53,6 +53,7 @@ def summary(evidence: Evidence, findings: Findings) -> dict[str, Any]:
         "longest overlap seconds": round(findings.longest_overlap_seconds, 3),
         "attempts counted and not started, by cause": dict(findings.not_started),
         "runs that count as no attempt, by cause": dict(findings.not_counted),
+        "results lost of handlers that returned, by cause": dict(findings.lost_results),
         "jobs discarded because faults crashed them too often": findings.crashed_out,
         "processes that outlived a master and its template": findings.left_by_guarantee,
         "most open files above the start": dict(findings.more_files),
@@ -93,6 +94,7 @@ def table(evidence: Evidence, findings: Findings) -> str:
         "overlaps by cause",
         "attempts counted and not started, by cause",
         "runs that count as no attempt, by cause",
+        "results lost of handlers that returned, by cause",
     ):
         counts = figures[what] or {"none": 0}
         lines += [

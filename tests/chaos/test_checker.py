@@ -7,8 +7,17 @@ from typing import Any
 
 import pytest
 
-from chaos.checker import ALLOWANCE_SECONDS, CHECKS, FORMULAS, OVERLAPPING, Findings, check, recoveries
-from chaos.evidence import Enqueued, Evidence, Injected, Pause, Sample, Stray
+from chaos.checker import (
+    ALLOWANCE_SECONDS,
+    CHECKS,
+    FORMULAS,
+    LOST_ATTEMPTS,
+    OVERLAPPING,
+    Findings,
+    check,
+    recoveries,
+)
+from chaos.evidence import Alarm, Enqueued, Evidence, Injected, Pause, Sample, Stray
 from chaos.jobs import KINDS, Draft
 from chaos.ledger import Change, Run
 from chaos.plan import Plan, PlannedJob
@@ -72,8 +81,10 @@ class Tale:
         return self.row(state, **told)
 
     def hit(self, fault: str, target: str = "m1", seconds: float = 1.0, **values: Any) -> Tale:
+        """A fault among the workers of WORKERS, where `values` name no others."""
         at = self.tick()
-        self.evidence.injected = [*self.evidence.injected, Injected(fault, target, at, at + seconds, **values)]
+        injected = Injected(fault, target, at, at + seconds, **{"workers": frozenset(WORKERS)} | values)
+        self.evidence.injected = [*self.evidence.injected, injected]
         return self
 
     def findings(self) -> Findings:
@@ -146,6 +157,12 @@ def test_a_story_must_be_that_of_its_kind() -> None:
     early.changes[0] = replace(early.changes[0], scheduled_at=early.at + OFFSET + 60)
     assert early.claim().start().stop().settle("completed").complaints() == ["wrong story"]
     assert "wrong story" in Tale("cancelled waiting").claim().start().stop().settle("cancelled").complaints()
+    restless = Tale("snoozed")
+    for _ in range(2):
+        restless.claim().start().stop("SnoozeJob").settle("available", counts=False)
+    assert restless.claim().start().stop().settle("completed").complaints() == ["wrong story"]
+    sturdy = Tale("crashing always").claim().start().stop(None)
+    assert sturdy.settle("discarded", crash=True, error="WorkerCrash: x").complaints() == ["wrong story"]
 
 
 def test_a_finished_job_that_ends_again_ended_twice() -> None:
@@ -178,6 +195,63 @@ def test_leases_of_a_job_rise_and_no_two_stand_at_once() -> None:
     assert "leases" in Tale().claim().claim().complaints()
 
 
+def test_a_lease_under_which_a_handler_started_twice_is_found() -> None:
+    tale = Tale().claim().start(pid=10).stop().start(pid=11).stop().settle("completed", told_lease=1)
+    assert tale.complaints() == ["started twice"]
+
+
+def test_a_run_that_no_claim_is_known_of_is_found() -> None:
+    tale = good()
+    tale.lease = 9
+    assert tale.start().stop().complaints() == ["not claimed"]
+
+
+def after_a_return(fault: str | None, error: str, state: str = "retryable", **values: Any) -> Tale:
+    """A job whose handler returned under its first lease, which ended with an error; the next one completed it."""
+    tale = Tale().claim().start().stop()
+    if fault:
+        tale.hit(fault, **values)
+    tale.settle(state, error=error)
+    return tale.claim(worker="w2").start(master="m2").stop().settle("completed", told_lease=2)
+
+
+@pytest.mark.parametrize("words", ["it ran was lost", "that ran it died; its successor freed the job", "was stopped"])
+def test_a_result_may_be_lost_with_its_worker_and_not_with_one_that_was_told_to_stop(words: str) -> None:
+    error = f"WorkerCrash: the worker {words.replace('it ran', 'that ran it')}"
+    assert after_a_return("kill_master", error).complaints() == []
+    assert after_a_return("kill_master", error).findings().lost_results.total() == 1
+    assert after_a_return("replace_master", error).complaints() == ["result lost", "rescue"]
+    assert after_a_return("kill_master", error, target="m2").complaints() == ["result lost", "rescue"]
+    assert after_a_return("kill_master", error, workers=frozenset({"w0"})).complaints() == ["result lost", "rescue"]
+
+
+def test_a_result_that_was_not_written_long_before_its_worker_was_lost_is_found() -> None:
+    tale = Tale().claim().start().stop()
+    tale.at += 5
+    tale.hit("kill_master").settle("retryable", error="WorkerCrash: the worker that ran it was lost")
+    tale.claim(worker="w2").start(master="m2").stop().settle("completed", told_lease=2)
+    assert tale.complaints() == ["result lost"]
+
+
+def test_a_result_may_be_lost_with_its_child_before_it_is_reported() -> None:
+    killed = after_a_return(None, "WorkerCrash: its process (pid 10) was killed by signal 9 (SIGKILL)")
+    assert killed.complaints() == ["result lost"]
+    killed.evidence.killed_pids = frozenset({10})
+    assert killed.complaints() == []
+    with_template = "WorkerCrash: the process that its child was forked from was killed"
+    assert after_a_return("kill_template", with_template).complaints() == []
+    assert after_a_return("reload", with_template).complaints() == ["result lost"]
+    too_late = "TimeoutError: overran timeout_seconds (1), did not stop, and was killed"
+    assert after_a_return("stop_child", too_late).complaints() == []
+    assert after_a_return("stop_master", too_late).complaints() == ["result lost"]
+
+
+def test_a_handler_that_returned_under_a_lease_that_had_ended_is_no_concern_of_its_job() -> None:
+    tale = Tale().claim().start().hit("kill_master")
+    tale.settle("retryable", error="WorkerCrash: the worker that ran it was lost").stop()
+    assert tale.claim(worker="w2").start().stop().settle("completed", told_lease=2).complaints() == []
+
+
 # -- attempts
 
 
@@ -201,6 +275,33 @@ def test_a_killed_child_may_take_one_job_with_it_that_it_had_not_started_and_no_
     assert tale.complaints() == ["lost"]
     tale.claim().settle("retryable", crash=True, error=error)
     assert "attempts" in tale.complaints()
+
+
+@pytest.mark.parametrize(
+    ("fault", "error"),
+    [
+        ("kill_template", "WorkerCrash: the process that its child was forked from was killed"),
+        ("stop_child", "TimeoutError: overran timeout_seconds (1), did not stop, and was killed"),
+    ],
+)
+def test_a_job_may_be_lost_on_its_way_into_the_handler_by_these_faults(fault: str, error: str) -> None:
+    def lost(fault: str) -> list[str]:
+        tale = Tale().claim().hit(fault).settle("retryable", error=error)
+        return tale.claim().start().stop().settle("completed", told_lease=2).complaints()
+
+    assert lost(fault) == []
+    assert lost("reload") == ["attempts"]
+
+
+def test_few_jobs_are_lost_on_their_way_into_the_handler_with_their_template() -> None:
+    def lost(times: int) -> list[str]:
+        tale = Tale()
+        for _ in range(times):
+            tale.claim().hit("kill_template").settle("retryable", error="WorkerCrash: the process was killed")
+        return tale.claim().start().stop().settle("completed", told_lease=tale.lease).complaints()
+
+    assert lost(LOST_ATTEMPTS) == []
+    assert lost(LOST_ATTEMPTS + 1) == ["attempts"]
 
 
 def test_a_run_that_counts_as_no_attempt_needs_a_cause() -> None:
@@ -243,6 +344,24 @@ def test_a_rescue_from_a_worker_that_was_well_is_found() -> None:
     assert rescued("kill_master", "m1") == []
     assert rescued("kill_master", "m2") == ["rescue"]
     assert rescued("kill_child", "m1") == ["rescue"]
+    assert rescued("replace_master", "m1") == ["rescue"]
+
+
+def test_a_rescue_long_after_the_fault_or_from_a_worker_that_came_after_it_is_found() -> None:
+    def rescued(after: float, **values: Any) -> list[str]:
+        tale = Tale().claim().start().hit("jump_database_clock", **values).stop(None)
+        tale.at += after
+        tale.settle("retryable", error="WorkerCrash: the worker that ran it was lost")
+        return tale.claim().start().stop().settle("completed", told_lease=2).complaints()
+
+    assert rescued(0) == []
+    assert rescued(6) == ["rescue"]
+    assert rescued(0, workers=frozenset({"w0"})) == ["rescue"]
+
+
+def test_what_a_stopped_worker_did_not_know_that_it_had_claimed_is_freed() -> None:
+    tale = Tale().claim().hit("replace_master").settle("retryable", error="WorkerCrash: the worker was stopped")
+    assert tale.claim().start().stop().settle("completed", told_lease=2).complaints() == []
 
 
 def test_a_claim_out_of_a_paused_queue_is_found() -> None:
@@ -299,6 +418,17 @@ def test_what_lives_on_at_the_end_and_who_does_not_end_well_are_found() -> None:
     tale.evidence.left_processes = ["9 roostd: child"]
     tale.evidence.exit_statuses = {"m1": 0, "m2": 1, "m3": None}
     assert tale.complaints() == ["left behind", "exit", "exit"]
+
+
+def test_a_stop_that_left_outcomes_unwritten_or_its_worker_registered_is_found() -> None:
+    tale = good()
+    tale.evidence.alarms = [Alarm("m1", "outcomes.unwritten", "not written within 10 s")]
+    assert tale.complaints() == ["stop"]
+    tale = good()
+    tale.evidence.left_workers = {"w1": "m1"}
+    assert tale.complaints() == []  # it was not stopped, but killed
+    tale.evidence.exit_statuses = {"m1": 0}
+    assert tale.complaints() == ["stop"]
 
 
 @pytest.mark.parametrize("role", ["master", "template", "child"])
@@ -365,12 +495,16 @@ def test_every_check_is_shown_red_here() -> None:
     """A check that no test of this file makes complain would be trusted for nothing."""
     shown = {"lost", "wrong end", "wrong story", "ended twice", "old lease", "false completion", "leases", "attempts"}
     shown |= {
+        "started twice",
+        "not claimed",
+        "result lost",
         "crashes",
         "rescue",
         "paused",
         "overlap",
         "left behind",
         "exit",
+        "stop",
         "growth",
         "not recovered",
         "slow recovery",
