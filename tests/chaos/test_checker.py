@@ -12,6 +12,7 @@ from chaos.checker import (
     CHECKS,
     FORMULAS,
     LOST_ATTEMPTS,
+    MOMENT_SECONDS,
     OVERLAPPING,
     Findings,
     check,
@@ -476,9 +477,12 @@ def test_a_recovery_is_held_to_its_formula(formula: str) -> None:
         return tale.complaints()
 
     assert recovered(bound, bound + ALLOWANCE_SECONDS) == []
-    assert recovered(bound + ALLOWANCE_SECONDS + 1) == ["slow recovery"]
-    assert recovered(bound + ALLOWANCE_SECONDS + 1, beside=5) == []
-    assert recovered(bound + 1, bound + 1, bound + 1) == ["slow recovery"]  # the median
+    assert recovered(bound, bound + ALLOWANCE_SECONDS + 1) == ["slow recovery"]
+    assert recovered(bound, bound + ALLOWANCE_SECONDS + 1, beside=5) == []
+    assert recovered(bound + 1, bound + 1, bound) == ["slow recovery"]  # the median
+    assert recovered(bound + MOMENT_SECONDS, bound + 1) == []  # the shorter of two
+    assert recovered(bound + 1, bound + 1) == ["slow recovery"]
+    assert recovered(bound + 1) == ["slow recovery"]
 
 
 def test_recovery_times_are_sorted() -> None:
