@@ -40,8 +40,11 @@ MOMENT_SECONDS = 0.1  # what a claim takes after the poll that is at the bound
 MORE_FILES = 1
 MORE_FILES_OF_CHILD = 3  # the ledger's two
 CONNECTIONS = 4  # to the database, of a master that all faults leave alone: fewer are no room for other files
-MORE_BYTES = 8 << 20
-MORE_BYTES_A_FAULT = 16 << 10
+MORE_BYTES = 2 << 20
+MORE_BYTES_A_FAULT = 4 << 10
+# The same for the mean of all processes of a role: lives are short, and a small leak shows in none of them alone.
+MORE_BYTES_IN_THE_MEAN = 256 << 10
+MORE_BYTES_A_FAULT_IN_THE_MEAN = 8 << 10
 
 # Faults that end a worker, or have it declared dead: only they may free its claims by the hands of others.
 DEADLY = frozenset(
@@ -64,6 +67,7 @@ OVERLAPPING = {
 TEMPLATE_LOSS = frozenset({"kill_template"}) | DEADLY
 # In which what a fault brought about may come to light after it; what takes longer a fault awaits itself.
 _SETTLING_SECONDS = fleet.REAPER_INTERVAL + ALLOWANCE_SECONDS
+_SAMPLES = 5  # of the start and of the end of a process
 _WRITING_SECONDS = 2.0  # in which an outcome is written, on a loaded machine
 # Attempts of jobs that dead children had read and not started: of 250 such faults, one hit that moment.
 LOST_ATTEMPTS = fleet.ALL_CHILDREN
@@ -91,6 +95,8 @@ class Findings:
     left_by_guarantee: int = 0  # processes that outlived a master and its template
     more_files: Counter[str] = field(default_factory=Counter)  # the most above the start of any process, by its role
     more_bytes: Counter[str] = field(default_factory=Counter)
+    lives: dict[str, list[int]] = field(default_factory=lambda: defaultdict(list))  # faults that each of a role saw
+    short_lives: Counter[str] = field(default_factory=Counter)  # of a role, with too few samples to be judged
 
 
 @dataclass(frozen=True, slots=True)
@@ -463,21 +469,30 @@ def nobody_grows(case: Case, findings: Findings) -> Iterator[Violation]:
     by_process = defaultdict(list)
     for sample in case.evidence.samples:
         by_process[sample.master, sample.role, sample.pid].append(sample)
+    unexpected = defaultdict(list)
     for (master, role, pid), samples in by_process.items():
-        if len(samples) < 10:
+        if len(samples) < 2 * _SAMPLES:
+            findings.short_lives[role] += 1
             continue
-        first, last = sorted(samples[:5], key=_open_files)[2], min(samples[-5:], key=_open_files)
+        first, last = sorted(samples[:_SAMPLES], key=_open_files)[2], min(samples[-_SAMPLES:], key=_open_files)
         files = _open_files(last) - _open_files(first)
         if files > (MORE_FILES_OF_CHILD if role == "child" else MORE_FILES):
             which = Counter(last.files) - Counter(first.files)
             what = f"{role} {pid} of {master} has {files} open files more than at its start"
             yield Violation("growth", f"{what}: {', '.join(f'{n} {name}' for name, n in which.items())}")
-        faults = sum(samples[0].at <= each.began_at <= samples[-1].at for each in case.evidence.injected)
-        grown = min(s.rss_bytes for s in samples[-5:]) - max(s.rss_bytes for s in samples[:5])
+        start, end = samples[_SAMPLES - 1].at, samples[-_SAMPLES].at
+        faults = sum(start <= each.began_at <= end for each in case.evidence.injected)
+        grown = min(s.rss_bytes for s in samples[-_SAMPLES:]) - max(s.rss_bytes for s in samples[:_SAMPLES])
+        findings.lives[role].append(faults)
+        unexpected[role].append(grown - faults * MORE_BYTES_A_FAULT_IN_THE_MEAN)
         findings.more_files[role] = max(findings.more_files[role], files)
         findings.more_bytes[role] = max(findings.more_bytes[role], grown)
         if grown > MORE_BYTES + faults * MORE_BYTES_A_FAULT:
-            yield Violation("growth", f"{role} {pid} of {master} grew by {grown >> 20} MiB through {faults} faults")
+            yield Violation("growth", f"{role} {pid} of {master} grew by {grown >> 10} KiB through {faults} faults")
+    for role, grown_by in unexpected.items():
+        if (mean := statistics.mean(grown_by)) > MORE_BYTES_IN_THE_MEAN:
+            what = f"a {role} grew by {mean / 1024:.0f} KiB in the mean of {len(grown_by)} lives"
+            yield Violation("growth", f"{what}, beside {MORE_BYTES_A_FAULT_IN_THE_MEAN >> 10} KiB a fault")
 
 
 def _open_files(sample: Sample) -> int:

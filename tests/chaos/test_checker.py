@@ -439,7 +439,7 @@ def test_a_stop_that_left_outcomes_unwritten_or_its_worker_registered_is_found()
 
 @pytest.mark.parametrize("role", ["master", "template", "child"])
 def test_a_process_whose_files_or_memory_grow_is_found(role: str) -> None:
-    def grown(files: int, megabytes: int, connections: tuple[int, ...] = (4,) * 21) -> list[str]:
+    def grown(files: int, kibibytes: int, connections: tuple[int, ...] = (4,) * 21) -> list[str]:
         tale = good()
         tale.evidence.samples = [
             Sample(
@@ -448,17 +448,44 @@ def test_a_process_whose_files_or_memory_grow_is_found(role: str) -> None:
                 master="m1",
                 pid=9,
                 files=("pipe",) * (20 + files * n // 20) + ("TCP to 5432",) * connections[n],
-                rss_bytes=(50 + megabytes * n // 20) << 20,
+                rss_bytes=(50 << 20) + (kibibytes * n // 20 << 10),
             )
             for n in range(21)
         ]
         return tale.complaints()
 
-    assert grown(1, 5) == []
+    assert grown(1, 250) == []
     assert grown(6, 0) == ["growth"]  # what is open of one child
     assert grown(0, 0, connections=(0,) * 10 + (4,) * 11) == []
     assert grown(0, 0, connections=(4,) * 10 + (9,) * 11) == ["growth"]
-    assert grown(0, 100) == ["growth"]
+    assert grown(0, 1_500) == ["growth"]  # the mean
+    assert grown(0, 5_000) == ["growth", "growth"]
+
+
+def test_a_leak_is_found_in_a_life_as_short_as_that_of_most_masters() -> None:
+    def leaked(kibibytes_a_fault: int) -> list[str]:
+        tale = good()
+        for _ in range(11):
+            tale.hit("reload")
+        tale.evidence.samples = [
+            Sample(tale.at - 11 + n / 2, "master", "m1", 9, (), (50 << 20) + (kibibytes_a_fault * n << 9))
+            for n in range(24)
+        ]
+        return tale.complaints()
+
+    assert leaked(4) == []
+    assert leaked(80) == ["growth"]
+    assert leaked(500) == ["growth", "growth"]
+
+
+def test_the_lives_over_which_growth_was_judged_are_counted() -> None:
+    tale = good().hit("reload").hit("reload")
+    tale.evidence.samples = [
+        Sample(float(n), "master", "m1", pid, (), 1) for pid, number in ((7, 9), (8, 30)) for n in range(number)
+    ]
+    findings = tale.findings()
+    assert findings.lives == {"master": [2]}
+    assert findings.short_lives == {"master": 1}
 
 
 # -- recoveries
