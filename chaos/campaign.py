@@ -123,7 +123,7 @@ class _Injector:
         injected = Injected(planned.fault, planned.target, now(), formula=fault.formula)
         self.injected.append(injected)
         try:
-            injected.workers = frozenset(self._stage.await_that(self._workers, "row of any worker"))
+            injected.workers = frozenset(self._stage.await_that(self._registered, "row of any worker"))
             injected.recovery_seconds = fault.act(self._stage, master, planned)
         except (ChaosError, AssertionError, OSError, ValueError, TimeoutError, psycopg.Error) as error:
             injected.failure = f"{type(error).__name__}: {error}"
@@ -137,7 +137,7 @@ class _Injector:
             flush=True,
         )
 
-    def _workers(self) -> list[str] | None:
+    def _registered(self) -> list[str] | None:
         workers: list[str] | None = self._stage.ask("SELECT array_agg(id::text) FROM roost.workers")
         return workers
 

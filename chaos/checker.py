@@ -36,6 +36,7 @@ FORMULAS: Mapping[str, tuple[str, float]] = {
 ALLOWANCE_SECONDS = 2.0
 MOMENT_SECONDS = 0.1  # what a claim takes after the poll that is at the bound
 
+_SAMPLES = 5  # of the start and of the end of a process
 # What a process at rest may have more than at its start, however many faults there were; and what its memory may grow.
 MORE_FILES = 1
 MORE_FILES_OF_CHILD = 3  # the ledger's two
@@ -67,7 +68,6 @@ OVERLAPPING = {
 TEMPLATE_LOSS = frozenset({"kill_template"}) | DEADLY
 # In which what a fault brought about may come to light after it; what takes longer a fault awaits itself.
 _SETTLING_SECONDS = fleet.REAPER_INTERVAL + ALLOWANCE_SECONDS
-_SAMPLES = 5  # of the start and of the end of a process
 _WRITING_SECONDS = 2.0  # in which an outcome is written, on a loaded machine
 # Attempts of jobs that dead children had read and not started: of 250 such faults, one hit that moment.
 LOST_ATTEMPTS = fleet.ALL_CHILDREN
@@ -149,12 +149,13 @@ class Case:
                 yield injected
 
     def was_hit(self, names: Iterable[str], claim: Claim, by: float = math.inf) -> bool:
-        """Whether such a fault, begun by then, hit the worker of a claim, and ended the claim or had just done so."""
+        """Whether such a fault, begun `by` then, hit the worker of a claim, in force or just over at its end."""
         assert claim.ended is not None
         made_at, ended_at = self.monotonic(claim.made.at), self.monotonic(claim.ended.at)
         return any(
             claim.made.worker in each.workers
-            and each.began_at - 1 <= min(ended_at, by)
+            and each.began_at <= by
+            and each.began_at - 1 <= ended_at  # clocks drift apart
             and made_at <= each.ended_at
             and ended_at <= each.ended_at + _SETTLING_SECONDS
             for each in self.faults(names, self.master_of(claim))
@@ -292,8 +293,8 @@ def _cause_of_lost_result(case: Case, claim: Claim, pid: int, by: float) -> str 
         return "its worker was lost before it was written"
     if _pid_in(error) == str(pid) and pid in case.evidence.killed_pids:
         return "its child was killed before it was reported"
-    if error.startswith("WorkerCrash: ") and case.was_hit({"kill_template"}, claim, by):
-        return "its child was lost with its template before it was reported"
+    if error.startswith("WorkerCrash: ") and case.was_hit(TEMPLATE_LOSS, claim, by):
+        return "its child was lost with its template or its worker before it was reported"
     if error.startswith("TimeoutError") and case.was_hit({"stop_child"}, claim, by):
         return "its child was stopped before it was reported"
     return None

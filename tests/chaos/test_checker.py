@@ -246,6 +246,7 @@ def test_a_result_may_be_lost_with_its_child_before_it_is_reported() -> None:
     assert killed.complaints() == []
     with_template = "WorkerCrash: the process that its child was forked from was killed"
     assert after_a_return("kill_template", with_template).complaints() == []
+    assert after_a_return("jump_database_clock", with_template).complaints() == []
     assert after_a_return("reload", with_template).complaints() == ["result lost"]
     too_late = "TimeoutError: overran timeout_seconds (1), did not stop, and was killed"
     assert after_a_return("stop_child", too_late).complaints() == []
