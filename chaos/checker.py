@@ -65,6 +65,8 @@ OVERLAPPING = {
     "stop_master_until_stale": "its master was stopped past orphan_stale_after",
     "jump_database_clock": "the database's clock jumped forward by more than orphan_stale_after",
 }
+# Those that keep a master from hearing of a jump for longer than the jump is in force.
+DEAFENING = frozenset({"stop_master_until_stale", "swallow_until_stale"})
 TEMPLATE_LOSS = frozenset({"kill_template"}) | DEADLY
 # In which what a fault brought about may come to light after it; what takes longer a fault awaits itself.
 _SETTLING_SECONDS = fleet.REAPER_INTERVAL + ALLOWANCE_SECONDS
@@ -420,7 +422,8 @@ def runs_overlap_only_as_guaranteed(case: Case, findings: Findings) -> Iterator[
                 yield Violation("overlap", what, job_id)
                 continue
             findings.overlaps[OVERLAPPING[cause.fault]] += 1
-            end = min(earlier.ended_at or cause.ended_at, run.ended_at or cause.ended_at)
+            until = _heard_at(case, cause, earlier.master)
+            end = min(earlier.ended_at or until, run.ended_at or until)
             findings.longest_overlap_seconds = max(findings.longest_overlap_seconds, end - run.started_at)
 
 
@@ -429,10 +432,17 @@ def _cause_of_overlap(case: Case, earlier: Run, run: Run) -> Injected | None:
         (
             each
             for each in case.faults(OVERLAPPING, earlier.master)
-            if earlier.started_at <= each.ended_at and each.began_at <= run.started_at <= each.ended_at
+            if earlier.started_at <= each.ended_at
+            and each.began_at <= run.started_at <= _heard_at(case, each, earlier.master)
         ),
         None,
     )
+
+
+def _heard_at(case: Case, cause: Injected, master: str) -> float:
+    """When a master knew at the latest that others may have taken its jobs."""
+    deaf = [each for each in case.faults(DEAFENING, master) if overlap_seconds(cause, each) > 0]
+    return max(each.ended_at for each in [cause, *deaf])
 
 
 # -- processes

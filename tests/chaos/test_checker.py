@@ -400,6 +400,18 @@ def test_runs_may_overlap_for_the_causes_that_are_named(fault: str, target: str)
     assert findings.longest_overlap_seconds == 1.0
 
 
+def test_runs_may_overlap_until_a_master_that_was_cut_off_hears_of_a_jump() -> None:
+    def overlaps(target: str) -> list[str]:
+        tale = Tale().claim().start(pid=10, master="m1").hit("swallow_until_stale", target, seconds=10)
+        tale.hit("jump_database_clock", "m3")
+        tale.settle("retryable", error="WorkerCrash: the worker that ran it was lost")
+        tale.claim(worker="w2").start(pid=20, master="m2", beside=10)
+        return tale.stop(None, run=0).stop(run=1).settle("completed", told_lease=2).complaints()
+
+    assert overlaps("m1") == []
+    assert overlaps("m2") == ["overlap"]
+
+
 def test_runs_that_overlap_for_any_other_cause_are_found() -> None:
     assert overlapping("kill_master", "m1").complaints() == ["overlap"]
     assert "overlap" in overlapping("stop_master_until_stale", "m2").complaints()
