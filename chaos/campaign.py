@@ -5,13 +5,13 @@ from __future__ import annotations
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import psycopg
 
 from chaos import ledger
 from chaos.application import Application
-from chaos.evidence import Evidence, Injected
+from chaos.evidence import Alarm, Evidence, Injected
 from chaos.faults import FAULTS, Fault
 from chaos.fleet import Master, now, title_of
 from chaos.ledger import Change
@@ -74,6 +74,8 @@ def run(plan: Plan, stage: Stage, skipped: dict[str, str]) -> Evidence:
             samples=monitor.samples,
             clock_offset=clock_offset,
             left_processes=left,
+            left_workers=dict(conn.execute("SELECT id::text, name FROM roost.workers").fetchall()),
+            alarms=list(_alarms(stage)),
             exit_statuses=statuses,
             skipped=skipped,
             seconds=now() - began_at,
@@ -121,6 +123,7 @@ class _Injector:
         injected = Injected(planned.fault, planned.target, now(), formula=fault.formula)
         self.injected.append(injected)
         try:
+            injected.workers = frozenset(self._stage.await_that(self._registered, "row of any worker"))
             injected.recovery_seconds = fault.act(self._stage, master, planned)
         except (ChaosError, AssertionError, OSError, ValueError, TimeoutError, psycopg.Error) as error:
             injected.failure = f"{type(error).__name__}: {error}"
@@ -133,6 +136,10 @@ class _Injector:
             file=sys.stderr,
             flush=True,
         )
+
+    def _registered(self) -> list[str] | None:
+        workers: list[str] | None = self._stage.ask("SELECT array_agg(id::text) FROM roost.workers")
+        return workers
 
 
 def _await_end(stage: Stage, application: Application) -> None:
@@ -157,6 +164,12 @@ def _await_none(monitor: Monitor) -> list[str]:
     for pid in left:
         linux.kill_tree(pid)
     return titles
+
+
+def _alarms(stage: Stage) -> Iterator[Alarm]:
+    for name, master in stage.masters.items():
+        for entry in master.entries("outcomes.unwritten", "worker.not_removed"):
+            yield Alarm(name, str(entry["event"]), str(entry.get("error")))
 
 
 def _workers(stage: Stage) -> dict[str, str]:

@@ -27,7 +27,10 @@ class Enqueued:
 
 @dataclass(slots=True)
 class Injected:
-    """A fault that was injected. `formula` bounds `recovery_seconds`; `failure` says what went wrong."""
+    """A fault that was injected. `formula` bounds `recovery_seconds`; `failure` says what went wrong.
+
+    `workers` are those that were registered as it began, of all masters: what registers later it has not hit.
+    """
 
     fault: str
     target: str
@@ -36,6 +39,16 @@ class Injected:
     formula: str | None = None
     recovery_seconds: float | None = None
     failure: str | None = None
+    workers: frozenset[str] = frozenset()
+
+
+@dataclass(frozen=True, slots=True)
+class Alarm:
+    """What a master logged that it may never have to log in a campaign."""
+
+    master: str
+    event: str
+    what: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,6 +88,8 @@ class Evidence:
     samples: Sequence[Sample] = ()
     clock_offset: float = 0.0  # epoch minus monotonic
     left_processes: Sequence[str] = ()
+    left_workers: Mapping[str, str] = field(default_factory=dict)  # worker id -> name, of rows still there at the end
+    alarms: Sequence[Alarm] = ()
     exit_statuses: Mapping[str, int | None] = field(default_factory=dict)
     skipped: Mapping[str, str] = field(default_factory=dict)  # faults that this machine does not allow, and why
     seconds: float = 0.0  # that it took, from the first start to the last check

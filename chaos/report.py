@@ -6,6 +6,7 @@ import json
 import math
 import os
 import platform
+import statistics
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict
@@ -53,10 +54,16 @@ def summary(evidence: Evidence, findings: Findings) -> dict[str, Any]:
         "longest overlap seconds": round(findings.longest_overlap_seconds, 3),
         "attempts counted and not started, by cause": dict(findings.not_started),
         "runs that count as no attempt, by cause": dict(findings.not_counted),
+        "results lost of handlers that returned, by cause": dict(findings.lost_results),
         "jobs discarded because faults crashed them too often": findings.crashed_out,
         "processes that outlived a master and its template": findings.left_by_guarantee,
         "most open files above the start": dict(findings.more_files),
         "most MiB above the start": {role: round(number / 2**20, 1) for role, number in findings.more_bytes.items()},
+        "faults that the processes judged by these have seen": {
+            role: {"processes": len(lives), "median": statistics.median_low(lives), "max": max(lives)}
+            for role, lives in findings.lives.items()
+        },
+        "processes too short-lived to be judged by these": dict(findings.short_lives),
         "violations": [asdict(violation) for violation in findings.violations],
     }
 
@@ -93,6 +100,7 @@ def table(evidence: Evidence, findings: Findings) -> str:
         "overlaps by cause",
         "attempts counted and not started, by cause",
         "runs that count as no attempt, by cause",
+        "results lost of handlers that returned, by cause",
     ):
         counts = figures[what] or {"none": 0}
         lines += [
@@ -102,6 +110,12 @@ def table(evidence: Evidence, findings: Findings) -> str:
         f"| jobs discarded | faults killed their children too often | {findings.crashed_out} |",
         *(f"| most open files above its start | {role} | {n} |" for role, n in findings.more_files.items()),
         *(f"| most MiB above its start | {role} | {n / 2**20:.1f} |" for role, n in findings.more_bytes.items()),
+        *(
+            f"| processes judged by these | {role}: {lives['median']} faults in the median life,"
+            f" {lives['max']} in the longest | {lives['processes']} |"
+            for role, lives in figures["faults that the processes judged by these have seen"].items()
+        ),
+        *(f"| processes too short-lived for that | {role} | {n} |" for role, n in findings.short_lives.items()),
         f"| processes outlived a master and its template | both were killed at once | {findings.left_by_guarantee} |",
         "",
         f"Longest overlap of two runs of one job: {figures['longest overlap seconds']:.2f} s.",

@@ -2,13 +2,28 @@
 
 from __future__ import annotations
 
+import ast
+import inspect
+import sys
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from typing import Any
 
 import pytest
 
-from chaos.checker import ALLOWANCE_SECONDS, CHECKS, FORMULAS, OVERLAPPING, Findings, check, recoveries
-from chaos.evidence import Enqueued, Evidence, Injected, Pause, Sample, Stray
+from chaos import checker
+from chaos.checker import (
+    ALLOWANCE_SECONDS,
+    FORMULAS,
+    LOST_ATTEMPTS,
+    MOMENT_SECONDS,
+    OVERLAPPING,
+    Findings,
+    Violation,
+    check,
+    recoveries,
+)
+from chaos.evidence import Alarm, Enqueued, Evidence, Injected, Pause, Sample, Stray
 from chaos.jobs import KINDS, Draft
 from chaos.ledger import Change, Run
 from chaos.plan import Plan, PlannedJob
@@ -72,8 +87,10 @@ class Tale:
         return self.row(state, **told)
 
     def hit(self, fault: str, target: str = "m1", seconds: float = 1.0, **values: Any) -> Tale:
+        """A fault among the workers of WORKERS, where `values` name no others."""
         at = self.tick()
-        self.evidence.injected = [*self.evidence.injected, Injected(fault, target, at, at + seconds, **values)]
+        injected = Injected(fault, target, at, at + seconds, **{"workers": frozenset(WORKERS)} | values)
+        self.evidence.injected = [*self.evidence.injected, injected]
         return self
 
     def findings(self) -> Findings:
@@ -146,6 +163,12 @@ def test_a_story_must_be_that_of_its_kind() -> None:
     early.changes[0] = replace(early.changes[0], scheduled_at=early.at + OFFSET + 60)
     assert early.claim().start().stop().settle("completed").complaints() == ["wrong story"]
     assert "wrong story" in Tale("cancelled waiting").claim().start().stop().settle("cancelled").complaints()
+    restless = Tale("snoozed")
+    for _ in range(2):
+        restless.claim().start().stop("SnoozeJob").settle("available", counts=False)
+    assert restless.claim().start().stop().settle("completed").complaints() == ["wrong story"]
+    sturdy = Tale("crashing always").claim().start().stop(None)
+    assert sturdy.settle("discarded", crash=True, error="WorkerCrash: x").complaints() == ["wrong story"]
 
 
 def test_a_finished_job_that_ends_again_ended_twice() -> None:
@@ -178,6 +201,64 @@ def test_leases_of_a_job_rise_and_no_two_stand_at_once() -> None:
     assert "leases" in Tale().claim().claim().complaints()
 
 
+def test_a_lease_under_which_a_handler_started_twice_is_found() -> None:
+    tale = Tale().claim().start(pid=10).stop().start(pid=11).stop().settle("completed", told_lease=1)
+    assert tale.complaints() == ["started twice"]
+
+
+def test_a_run_that_no_claim_is_known_of_is_found() -> None:
+    tale = good()
+    tale.lease = 9
+    assert tale.start().stop().complaints() == ["not claimed"]
+
+
+def after_a_return(fault: str | None, error: str, state: str = "retryable", **values: Any) -> Tale:
+    """A job whose handler returned under its first lease, which ended with an error; the next one completed it."""
+    tale = Tale().claim().start().stop()
+    if fault:
+        tale.hit(fault, **values)
+    tale.settle(state, error=error)
+    return tale.claim(worker="w2").start(master="m2").stop().settle("completed", told_lease=2)
+
+
+@pytest.mark.parametrize("words", ["it ran was lost", "that ran it died; its successor freed the job", "was stopped"])
+def test_a_result_may_be_lost_with_its_worker_and_not_with_one_that_was_told_to_stop(words: str) -> None:
+    error = f"WorkerCrash: the worker {words.replace('it ran', 'that ran it')}"
+    assert after_a_return("kill_master", error).complaints() == []
+    assert after_a_return("kill_master", error).findings().lost_results.total() == 1
+    assert after_a_return("replace_master", error).complaints() == ["result lost", "rescue"]
+    assert after_a_return("kill_master", error, target="m2").complaints() == ["result lost", "rescue"]
+    assert after_a_return("kill_master", error, workers=frozenset({"w0"})).complaints() == ["result lost", "rescue"]
+
+
+def test_a_result_that_was_not_written_long_before_its_worker_was_lost_is_found() -> None:
+    tale = Tale().claim().start().stop()
+    tale.at += 5
+    tale.hit("kill_master").settle("retryable", error="WorkerCrash: the worker that ran it was lost")
+    tale.claim(worker="w2").start(master="m2").stop().settle("completed", told_lease=2)
+    assert tale.complaints() == ["result lost"]
+
+
+def test_a_result_may_be_lost_with_its_child_before_it_is_reported() -> None:
+    killed = after_a_return(None, "WorkerCrash: its process (pid 10) was killed by signal 9 (SIGKILL)")
+    assert killed.complaints() == ["result lost"]
+    killed.evidence.killed_pids = frozenset({10})
+    assert killed.complaints() == []
+    with_template = "WorkerCrash: the process that its child was forked from was killed"
+    assert after_a_return("kill_template", with_template).complaints() == []
+    assert after_a_return("jump_database_clock", with_template).complaints() == []
+    assert after_a_return("reload", with_template).complaints() == ["result lost"]
+    too_late = "TimeoutError: overran timeout_seconds (1), did not stop, and was killed"
+    assert after_a_return("stop_child", too_late).complaints() == []
+    assert after_a_return("stop_master", too_late).complaints() == ["result lost"]
+
+
+def test_a_handler_that_returned_under_a_lease_that_had_ended_is_no_concern_of_its_job() -> None:
+    tale = Tale().claim().start().hit("kill_master")
+    tale.settle("retryable", error="WorkerCrash: the worker that ran it was lost").stop()
+    assert tale.claim(worker="w2").start().stop().settle("completed", told_lease=2).complaints() == []
+
+
 # -- attempts
 
 
@@ -201,6 +282,33 @@ def test_a_killed_child_may_take_one_job_with_it_that_it_had_not_started_and_no_
     assert tale.complaints() == ["lost"]
     tale.claim().settle("retryable", crash=True, error=error)
     assert "attempts" in tale.complaints()
+
+
+@pytest.mark.parametrize(
+    ("fault", "error"),
+    [
+        ("kill_template", "WorkerCrash: the process that its child was forked from was killed"),
+        ("stop_child", "TimeoutError: overran timeout_seconds (1), did not stop, and was killed"),
+    ],
+)
+def test_a_job_may_be_lost_on_its_way_into_the_handler_by_these_faults(fault: str, error: str) -> None:
+    def lost(fault: str) -> list[str]:
+        tale = Tale().claim().hit(fault).settle("retryable", error=error)
+        return tale.claim().start().stop().settle("completed", told_lease=2).complaints()
+
+    assert lost(fault) == []
+    assert lost("reload") == ["attempts"]
+
+
+def test_few_jobs_are_lost_on_their_way_into_the_handler_with_their_template() -> None:
+    def lost(times: int) -> list[str]:
+        tale = Tale()
+        for _ in range(times):
+            tale.claim().hit("kill_template").settle("retryable", error="WorkerCrash: the process was killed")
+        return tale.claim().start().stop().settle("completed", told_lease=tale.lease).complaints()
+
+    assert lost(LOST_ATTEMPTS) == []
+    assert lost(LOST_ATTEMPTS + 1) == ["attempts"]
 
 
 def test_a_run_that_counts_as_no_attempt_needs_a_cause() -> None:
@@ -243,6 +351,24 @@ def test_a_rescue_from_a_worker_that_was_well_is_found() -> None:
     assert rescued("kill_master", "m1") == []
     assert rescued("kill_master", "m2") == ["rescue"]
     assert rescued("kill_child", "m1") == ["rescue"]
+    assert rescued("replace_master", "m1") == ["rescue"]
+
+
+def test_a_rescue_long_after_the_fault_or_from_a_worker_that_came_after_it_is_found() -> None:
+    def rescued(after: float, **values: Any) -> list[str]:
+        tale = Tale().claim().start().hit("jump_database_clock", **values).stop(None)
+        tale.at += after
+        tale.settle("retryable", error="WorkerCrash: the worker that ran it was lost")
+        return tale.claim().start().stop().settle("completed", told_lease=2).complaints()
+
+    assert rescued(0) == []
+    assert rescued(6) == ["rescue"]
+    assert rescued(0, workers=frozenset({"w0"})) == ["rescue"]
+
+
+def test_what_a_stopped_worker_did_not_know_that_it_had_claimed_is_freed() -> None:
+    tale = Tale().claim().hit("replace_master").settle("retryable", error="WorkerCrash: the worker was stopped")
+    assert tale.claim().start().stop().settle("completed", told_lease=2).complaints() == []
 
 
 def test_a_claim_out_of_a_paused_queue_is_found() -> None:
@@ -274,6 +400,18 @@ def test_runs_may_overlap_for_the_causes_that_are_named(fault: str, target: str)
     assert findings.longest_overlap_seconds == 1.0
 
 
+def test_runs_may_overlap_until_a_master_that_was_cut_off_hears_of_a_jump() -> None:
+    def overlaps(target: str) -> list[str]:
+        tale = Tale().claim().start(pid=10, master="m1").hit("swallow_until_stale", target, seconds=10)
+        tale.hit("jump_database_clock", "m3")
+        tale.settle("retryable", error="WorkerCrash: the worker that ran it was lost")
+        tale.claim(worker="w2").start(pid=20, master="m2", beside=10)
+        return tale.stop(None, run=0).stop(run=1).settle("completed", told_lease=2).complaints()
+
+    assert overlaps("m1") == []
+    assert overlaps("m2") == ["overlap"]
+
+
 def test_runs_that_overlap_for_any_other_cause_are_found() -> None:
     assert overlapping("kill_master", "m1").complaints() == ["overlap"]
     assert "overlap" in overlapping("stop_master_until_stale", "m2").complaints()
@@ -301,9 +439,20 @@ def test_what_lives_on_at_the_end_and_who_does_not_end_well_are_found() -> None:
     assert tale.complaints() == ["left behind", "exit", "exit"]
 
 
+def test_a_stop_that_left_outcomes_unwritten_or_its_worker_registered_is_found() -> None:
+    tale = good()
+    tale.evidence.alarms = [Alarm("m1", "outcomes.unwritten", "not written within 10 s")]
+    assert tale.complaints() == ["stop"]
+    tale = good()
+    tale.evidence.left_workers = {"w1": "m1"}
+    assert tale.complaints() == []  # it was not stopped, but killed
+    tale.evidence.exit_statuses = {"m1": 0}
+    assert tale.complaints() == ["stop"]
+
+
 @pytest.mark.parametrize("role", ["master", "template", "child"])
 def test_a_process_whose_files_or_memory_grow_is_found(role: str) -> None:
-    def grown(files: int, megabytes: int, connections: tuple[int, ...] = (4,) * 21) -> list[str]:
+    def grown(files: int, kibibytes: int, connections: tuple[int, ...] = (4,) * 21) -> list[str]:
         tale = good()
         tale.evidence.samples = [
             Sample(
@@ -312,17 +461,44 @@ def test_a_process_whose_files_or_memory_grow_is_found(role: str) -> None:
                 master="m1",
                 pid=9,
                 files=("pipe",) * (20 + files * n // 20) + ("TCP to 5432",) * connections[n],
-                rss_bytes=(50 + megabytes * n // 20) << 20,
+                rss_bytes=(50 << 20) + (kibibytes * n // 20 << 10),
             )
             for n in range(21)
         ]
         return tale.complaints()
 
-    assert grown(1, 5) == []
+    assert grown(1, 250) == []
     assert grown(6, 0) == ["growth"]  # what is open of one child
     assert grown(0, 0, connections=(0,) * 10 + (4,) * 11) == []
     assert grown(0, 0, connections=(4,) * 10 + (9,) * 11) == ["growth"]
-    assert grown(0, 100) == ["growth"]
+    assert grown(0, 1_500) == ["growth"]  # the mean
+    assert grown(0, 5_000) == ["growth", "growth"]
+
+
+def test_a_leak_is_found_in_a_life_as_short_as_that_of_most_masters() -> None:
+    def leaked(kibibytes_a_fault: int) -> list[str]:
+        tale = good()
+        for _ in range(11):
+            tale.hit("reload")
+        tale.evidence.samples = [
+            Sample(tale.at - 11 + n / 2, "master", "m1", 9, (), (50 << 20) + (kibibytes_a_fault * n << 9))
+            for n in range(24)
+        ]
+        return tale.complaints()
+
+    assert leaked(4) == []
+    assert leaked(80) == ["growth"]
+    assert leaked(500) == ["growth", "growth"]
+
+
+def test_the_lives_over_which_growth_was_judged_are_counted() -> None:
+    tale = good().hit("reload").hit("reload")
+    tale.evidence.samples = [
+        Sample(float(n), "master", "m1", pid, (), 1) for pid, number in ((7, 9), (8, 30)) for n in range(number)
+    ]
+    findings = tale.findings()
+    assert findings.lives == {"master": [2]}
+    assert findings.short_lives == {"master": 1}
 
 
 # -- recoveries
@@ -346,9 +522,12 @@ def test_a_recovery_is_held_to_its_formula(formula: str) -> None:
         return tale.complaints()
 
     assert recovered(bound, bound + ALLOWANCE_SECONDS) == []
-    assert recovered(bound + ALLOWANCE_SECONDS + 1) == ["slow recovery"]
-    assert recovered(bound + ALLOWANCE_SECONDS + 1, beside=5) == []
-    assert recovered(bound + 1, bound + 1, bound + 1) == ["slow recovery"]  # the median
+    assert recovered(bound, bound + ALLOWANCE_SECONDS + 1) == ["slow recovery"]
+    assert recovered(bound, bound + ALLOWANCE_SECONDS + 1, beside=5) == []
+    assert recovered(bound + 1, bound + 1, bound) == ["slow recovery"]  # the median
+    assert recovered(bound + MOMENT_SECONDS, bound + 1) == []  # the shorter of two
+    assert recovered(bound + 1, bound + 1) == ["slow recovery"]
+    assert recovered(bound + 1) == ["slow recovery"]
 
 
 def test_recovery_times_are_sorted() -> None:
@@ -361,28 +540,34 @@ def test_recovery_times_are_sorted() -> None:
 # -- the whole
 
 
-def test_every_check_is_shown_red_here() -> None:
-    """A check that no test of this file makes complain would be trusted for nothing."""
-    shown = {"lost", "wrong end", "wrong story", "ended twice", "old lease", "false completion", "leases", "attempts"}
-    shown |= {
-        "crashes",
-        "rescue",
-        "paused",
-        "overlap",
-        "left behind",
-        "exit",
-        "growth",
-        "not recovered",
-        "slow recovery",
-    }
-    written = {word.split('"')[1] for each in CHECKS for word in _source(each).split("Violation(")[1:]}
-    assert written == shown
+def test_every_check_is_shown_red_here(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A place of the checker at which no test of this file has it complain would be trusted for nothing."""
+    reached: set[int] = set()
+
+    def note(*particulars: Any) -> Violation:
+        reached.add(sys._getframe(1).f_lineno)
+        return Violation(*particulars)
+
+    monkeypatch.setattr(checker, "Violation", note)
+    for test, arguments in _tests_of_this_file():
+        test(**arguments)
+    calls = [each for each in ast.walk(ast.parse(inspect.getsource(checker))) if isinstance(each, ast.Call)]
+    places = {call.lineno for call in calls if isinstance(call.func, ast.Name) and call.func.id == "Violation"}
+    assert reached == places
 
 
-def _source(function: Any) -> str:
-    import inspect
-
-    return inspect.getsource(function)
+def _tests_of_this_file() -> Iterator[tuple[Callable[..., None], dict[str, Any]]]:
+    """All but the one above, with the arguments of each of its cases."""
+    for name, test in list(globals().items()):
+        if not name.startswith("test_") or test is test_every_check_is_shown_red_here:
+            continue
+        marks = getattr(test, "pytestmark", [])
+        if not marks:
+            yield test, {}
+        for mark in marks:
+            names, cases = mark.args
+            for case in cases:
+                yield test, dict(zip(names, case, strict=True)) if isinstance(names, tuple) else {names: case}
 
 
 def test_every_kind_of_job_may_end() -> None:
