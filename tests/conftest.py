@@ -7,6 +7,7 @@ every run; `--hypothesis-profile=explore --timeout=0` (PYTEST_ARGS of make) has 
 
 import itertools
 import os
+import signal
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -35,6 +36,11 @@ settings.register_profile("explore", max_examples=5_000, deadline=None)
 settings.load_profile("fixed")
 
 _numbers = itertools.count(1)
+
+
+# A shell that starts the tests in the background has it ignored, and so would all that they start.
+signal.signal(signal.SIGINT, signal.default_int_handler)
+signal.signal(signal.SIGQUIT, signal.SIG_DFL)
 
 
 def pytest_configure() -> None:

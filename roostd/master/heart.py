@@ -49,6 +49,7 @@ class Heart:
         self._alive_at = self._loop.time()  # when the last beat that got through was sent
         self._fenced = False
         self._now = asyncio.Event()
+        self._stopped = False
 
     @property
     def fenced(self) -> bool:
@@ -58,14 +59,21 @@ class Heart:
     def beat_now(self) -> None:
         self._now.set()
 
+    def stop(self) -> None:
+        """The worker takes its row away: that there is none from now on means nothing."""
+        self._stopped = True
+        self._now.set()
+
     async def run(self) -> None:
-        while True:
+        while not self._stopped:
             self._now.clear()  # before asking: the answer may not hold what is hinted at from now on
             sent_at = self._loop.time()
             worker_id = self._worker_id()
             figures = self._figures()
             try:
                 beat = await self._link.run(lambda conn, w=worker_id, f=figures: statements.heartbeat(conn, w, **f))  # type: ignore[misc]
+                if self._stopped:
+                    return
                 if beat is None:
                     await self._on_dead()
                     self._alive_at, self._fenced = self._loop.time(), False

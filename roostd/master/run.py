@@ -391,6 +391,7 @@ class Master:
             _log.error("outcomes.unwritten", pending=pending, locked_jobs=locked, error="not written within 10 s")
             if len(locked) < pending:
                 return
+        self._heart.stop()
         try:
             async with asyncio.timeout(5.0):
                 await self._beat_link.run(lambda conn: statements.remove_workers(conn, [self._worker_id]))

@@ -73,6 +73,14 @@ def test_a_stop_at_once_waits_for_no_job(
     assert {(jobs.get(job_id).state, jobs.get(job_id).attempt) for job_id in ids} == {("available", 0)}
 
 
+def test_a_heartbeat_meanwhile_does_not_undo_the_end_of_a_worker(start_daemon: StartDaemon, jobs: Jobs) -> None:
+    for _ in range(8):
+        daemon = start_daemon({"worker": {"heartbeat_interval": 0.01}})
+        daemon.stop()
+        assert jobs.query("SELECT id FROM roost.workers") == []
+        assert daemon.entries("worker.was_declared_dead") == []
+
+
 def test_usr1_logs_the_stack_of_every_child(start_daemon: StartDaemon, jobs: Jobs) -> None:
     daemon = start_daemon({"pools": {"default": {"concurrency": 3}}})
     ids = [jobs.add("stuck_in_c", {"key": "stuck"}), jobs.add("hold", {"key": "held"})]
