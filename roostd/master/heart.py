@@ -65,7 +65,7 @@ class Heart:
         self._now.set()
 
     async def run(self) -> None:
-        while not self._stopped:
+        while True:
             self._now.clear()  # before asking: the answer may not hold what is hinted at from now on
             sent_at = self._loop.time()
             worker_id = self._worker_id()
