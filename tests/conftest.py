@@ -38,9 +38,10 @@ settings.load_profile("fixed")
 _numbers = itertools.count(1)
 
 
-# A shell that starts the tests in the background has it ignored, and so would all that they start.
-signal.signal(signal.SIGINT, signal.default_int_handler)
-signal.signal(signal.SIGQUIT, signal.SIG_DFL)
+for number in (signal.SIGHUP, signal.SIGINT, signal.SIGQUIT):
+    # By nohup, or a shell that put the tests in the background. What they start would inherit that, but no handler.
+    if signal.getsignal(number) is signal.SIG_IGN:
+        signal.signal(number, lambda *_: None)
 
 
 def pytest_configure() -> None:

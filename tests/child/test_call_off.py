@@ -86,7 +86,7 @@ def test_a_group_of_tasks_is_cancelled(child: Child, post: Post) -> None:
     assert child.result("echo_in_coroutine", value=1) == 1
 
 
-@pytest.mark.parametrize("task", ["wait_for_lock", "catch_everything", "match"])
+@pytest.mark.parametrize("task", ["catch_everything", "match"])
 def test_the_stack_is_noted_should_the_handler_be_stuck(child: Child, post: Post, task: str) -> None:
     lease = started(child, post, task)
     child.call_off(lease, TIMEOUT)
