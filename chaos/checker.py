@@ -414,7 +414,9 @@ def runs_overlap_only_as_guaranteed(case: Case, findings: Findings) -> Iterator[
             if not run.beside:
                 continue
             earlier = next((each for each in reversed(runs[:number]) if each.pid == run.beside), None)
-            cause = _cause_of_overlap(case, earlier, run) if earlier else None
+            # The one whose lease was lost: mostly the earlier, but what a child had been given it may begin later.
+            lost = min(earlier, run, key=lambda each: each.lease) if earlier else run
+            cause = _cause_of_overlap(case, earlier, run, lost.master) if earlier else None
             if earlier is None or cause is None:
                 what = f"lease {run.lease} ran in {run.pid} of {run.master} beside process {run.beside}"
                 what += f" of {earlier.master} under lease {earlier.lease}" if earlier else ""
@@ -422,18 +424,18 @@ def runs_overlap_only_as_guaranteed(case: Case, findings: Findings) -> Iterator[
                 yield Violation("overlap", what, job_id)
                 continue
             findings.overlaps[OVERLAPPING[cause.fault]] += 1
-            until = _heard_at(case, cause, earlier.master)
+            until = _heard_at(case, cause, lost.master)
             end = min(earlier.ended_at or until, run.ended_at or until)
             findings.longest_overlap_seconds = max(findings.longest_overlap_seconds, end - run.started_at)
 
 
-def _cause_of_overlap(case: Case, earlier: Run, run: Run) -> Injected | None:
+def _cause_of_overlap(case: Case, earlier: Run, run: Run, master: str) -> Injected | None:
+    """What kept `master` from knowing that others may have taken its jobs."""
     return next(
         (
             each
-            for each in case.faults(OVERLAPPING, earlier.master)
-            if earlier.started_at <= each.ended_at
-            and each.began_at <= run.started_at <= _heard_at(case, each, earlier.master)
+            for each in case.faults(OVERLAPPING, master)
+            if earlier.started_at <= each.ended_at and each.began_at <= run.started_at <= _heard_at(case, each, master)
         ),
         None,
     )

@@ -51,9 +51,16 @@ class Heart:
         self._now = asyncio.Event()
         self._stopped = False
 
-    @property
-    def fenced(self) -> bool:
-        """Whether the others may soon take this worker's jobs, so that none may be begun."""
+    def check(self) -> bool:
+        """Fences this worker if its beats have not got through for long, whatever the beat itself is waiting for.
+
+        Returns whether it is fenced: the others may soon take its jobs, or have, so none may be begun.
+        """
+        silent_seconds = self._loop.time() - self._alive_at
+        if not self._fenced and silent_seconds > self._settings().orphan_stale_after * FENCE_FRACTION:
+            self._fenced = True
+            _log.error("worker.fenced", silent_seconds=round(silent_seconds, 1))
+            self._on_fence()
         return self._fenced
 
     def beat_now(self) -> None:
@@ -65,6 +72,7 @@ class Heart:
         self._now.set()
 
     async def run(self) -> None:
+        self._alive_at = self._loop.time()  # nothing was claimed before
         while True:
             self._now.clear()  # before asking: the answer may not hold what is hinted at from now on
             sent_at = self._loop.time()
@@ -91,14 +99,10 @@ class Heart:
                 continue
 
     async def watch(self) -> None:
-        """Fences this worker when its beats don't get through, whatever the beat itself is waiting for."""
+        """Checks often enough."""
         while True:
-            limit = self._settings().orphan_stale_after * FENCE_FRACTION
-            await asyncio.sleep(min(1.0, limit / 20))
-            if not self._fenced and self._loop.time() - self._alive_at > limit:
-                self._fenced = True
-                _log.error("worker.fenced", silent_seconds=round(self._loop.time() - self._alive_at, 1))
-                self._on_fence()
+            await asyncio.sleep(min(1.0, self._settings().orphan_stale_after * FENCE_FRACTION / 20))
+            self.check()
 
 
 async def reap(link: Link, settings: WorkerConfig) -> int:

@@ -171,7 +171,7 @@ class Master:
             on_claimed=self._on_claimed,
             on_unknown_claims=self._on_unknown_claims,
             known_leases=self._known_leases,
-            may_claim=lambda: self._writer.pending < _MAX_UNWRITTEN and not self._heart.fenced,
+            may_claim=lambda: self._writer.pending < _MAX_UNWRITTEN and not self._heart.check(),
         )
         self._heart = heart.Heart(
             self._beat_link,
@@ -803,6 +803,9 @@ class Master:
     # -- jobs ---------------------------------------------------------------------------------------------------
 
     def _on_claimed(self, run: PoolRun, jobs: list[ClaimedJob]) -> None:
+        if self._heart.check():
+            self._let_go([(job.id, job.lease) for job in jobs], "the answer to their claim came too late")
+            return
         run.pool.claimed(jobs, self._loop.time())
         self._perform(run)
         if self._early_cancels and any(job.id in self._early_cancels for job in jobs):
@@ -810,6 +813,7 @@ class Master:
         self._arm_tick()
 
     def _on_outcomes(self, child: ChildProcess) -> None:
+        self._heart.check()  # this master may have been stopped for long: then no other job may follow
         run = self._pools[child.pool]
         more = self._read_outcomes(child, run)
         self._after_outcomes(run)
@@ -922,6 +926,7 @@ class Master:
 
     def _tick(self) -> None:
         self._tick_timer = None
+        self._heart.check()
         for run in list(self._pools.values()):
             # What has been reported already is not late, however late it is read.
             for key in [key for key, child in run.pool.children.items() if child.assigned]:
@@ -991,12 +996,14 @@ class Master:
         return known
 
     def _on_unknown_claims(self, claims: list[tuple[int, int]]) -> None:
-        """Lets go of jobs that were claimed by a statement whose answer was lost."""
+        if claims:
+            self._let_go(claims, "the answer to their claim was lost")
+
+    def _let_go(self, claims: list[tuple[int, int]], reason: str) -> None:
         for job_id, lease in claims:
             self._writer.settle(Settlement(job_id, lease, None, 0.0, None, False, False))
-        if claims:
-            _log.warning("claims.released", jobs=len(claims), reason="their claim's answer was lost")
-            self._writer.flush_within(0)
+        _log.warning("claims.released", jobs=len(claims), reason=reason)
+        self._writer.flush_within(0)
 
     def _on_fence(self) -> None:
         """The others may soon take our jobs: no child of ours may go on running them."""

@@ -412,6 +412,18 @@ def test_runs_may_overlap_until_a_master_that_was_cut_off_hears_of_a_jump() -> N
     assert overlaps("m2") == ["overlap"]
 
 
+def test_a_run_under_the_lease_that_was_lost_may_begin_the_later() -> None:
+    def complaints(target: str) -> list[str]:
+        tale = Tale().claim().hit("stop_master_until_stale", target, seconds=10)
+        tale.settle("retryable", error="WorkerCrash: the worker that ran it was lost")
+        tale.claim(worker="w2").start(pid=20, master="m2").start(pid=10, master="m1", beside=20)
+        tale.runs[-1] = replace(tale.runs[-1], lease=1, attempt=1)
+        return tale.stop(None).stop(run=0).settle("completed", told_lease=2).complaints()
+
+    assert complaints("m1") == []
+    assert "overlap" in complaints("m2")
+
+
 def test_runs_that_overlap_for_any_other_cause_are_found() -> None:
     assert overlapping("kill_master", "m1").complaints() == ["overlap"]
     assert "overlap" in overlapping("stop_master_until_stale", "m2").complaints()

@@ -203,6 +203,33 @@ def test_a_master_cut_off_from_its_database_ends_its_jobs_before_the_others_begi
         assert jobs.wait(jobs.add("whoami")).result in cut_off.children()
 
 
+def test_a_master_that_was_stopped_while_it_claimed_does_not_start_what_the_others_have_taken(
+    start_daemon: StartDaemon, jobs: Jobs
+) -> None:
+    settings = {**ONE_CHILD, "worker": {"orphan_stale_after": 2.0, "poll_interval": 60.0}}
+    stopped = start_daemon(settings)
+    eventually(lambda: jobs.query("SELECT 1 FROM roost.idle_workers"), "idle worker, which claims when it is told")
+    time.sleep(1)  # and has asked once more: a claim that had begun before would not see the job
+    with psycopg.connect(jobs.dsn) as conn:
+        conn.execute("LOCK TABLE roost.claims IN SHARE MODE")  # so that the claim waits
+        job_id = jobs.add("hold", {"key": "held"})
+        waiting = (
+            "SELECT 1 FROM pg_stat_activity WHERE application_name = 'roostd claim' AND wait_event_type = 'Lock'"
+            " AND datname = current_database()"
+        )
+        eventually(lambda: jobs.query(waiting), "claim that waits")
+        stopped.signal(signal.SIGSTOP)
+    eventually(lambda: jobs.query("SELECT 1 FROM roost.claims WHERE job_id = %s", job_id), "claim")
+    peer = start_daemon({**SHORT_LEASH, **ONE_CHILD})
+    peer.wait_started("held")
+    stopped.signal(signal.SIGCONT)
+    stopped.wait_for("worker.registered")
+    peer.let_go("held")
+    assert jobs.wait(job_id).result in peer.children()
+    stopped.wait_for("claims.released", reason="the answer to their claim came too late")
+    assert not (stopped.folder / "held.started").exists()
+
+
 def test_a_master_that_is_cut_off_starts_none_of_the_jobs_that_it_had_claimed(
     start_daemon: StartDaemon, jobs: Jobs, folder: Path
 ) -> None:
