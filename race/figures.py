@@ -11,7 +11,7 @@ Samples = Mapping[str, Mapping[str, Sequence[float]]]  # by competitor, then by 
 
 @dataclass(frozen=True, slots=True)
 class Figure:
-    """`best` is "most" or "least"."""
+    """`best` is "most", "least", or "neither" for what says nothing of who is better."""
 
     key: str
     title: str
@@ -38,7 +38,7 @@ FIGURES = (
     Figure("crash_twice", "others begun twice beside crashes", "jobs", "least"),
     Figure("backlog_rate", "drain beside 1,000,000 waiting", "jobs/s"),
     Figure("backlog_ratio", "… relative to none waiting", "%"),
-    Figure("horizon_dead", "dead rows under a pinned horizon", "rows", "least"),
+    Figure("horizon_dead", "dead rows under a pinned horizon", "rows", "neither"),
     Figure("horizon_rate", "drain under a pinned horizon", "jobs/s"),
     Figure("horizon_rate_ratio", "… relative to after it", "%"),
     Figure("horizon_pickup", "pickup latency under a pinned horizon, median", "ms", "least"),
@@ -76,7 +76,7 @@ def said(samples: Samples) -> list[str]:
 
 def winners(figure: Figure, values: Mapping[str, float]) -> set[str]:
     """Who is best; all of them where the table shows no difference."""
-    if not values:
+    if not values or figure.best == "neither":
         return set()
     best = (max if figure.best == "most" else min)(values.values())
     return {name for name, value in values.items() if number(value) == number(best)}

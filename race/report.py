@@ -18,7 +18,7 @@ BEGIN = "<!-- race: written by python -m race.report -->"
 END = "<!-- race: end -->"
 DRAWN = (
     *("noops", "burns", "pickup_50", "pickup_99", "enqueue_single", "enqueue_many", "crowd_ratio", "memory_many"),
-    *("hang_finished", "crash_finished", "backlog_ratio", "horizon_rate_ratio"),
+    *("hang_finished", "crash_finished", "backlog_ratio", "horizon_rate_ratio", "horizon_pickup"),
 )
 OWN = "roost"
 _DOCUMENT = Path("docs/performance.md")
@@ -124,7 +124,7 @@ def _outcome(results: Mapping[str, Any]) -> str:
     for figure in FIGURES:
         values = medians(results["samples"], figure.key)
         best = winners(figure, values)
-        if OWN in values and OWN not in best:
+        if best and OWN in values and OWN not in best:
             leader = min(best)
             lines.append(
                 f"- {figure.title}: {_label(results, leader)} {number(values[leader])} {figure.unit}, "
