@@ -9,10 +9,9 @@ import sys
 import time
 from pathlib import Path
 
+from bench.machine import CHECKOUT
 from chaos.fleet import title_of
 from roostd import linux
-
-CHECKOUT = Path(__file__).parents[1]
 
 
 def interrupt_once_children_run(module: str, options: list[str], folder: Path) -> int:

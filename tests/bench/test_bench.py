@@ -10,9 +10,8 @@ from pathlib import Path
 import pytest
 
 from bench.figures import Aim, Figure, median_ratio, table
+from bench.machine import CHECKOUT
 from tests.interrupted import interrupt_once_children_run
-
-CHECKOUT = Path(__file__).parents[2]
 
 
 def test_a_figure_says_whether_its_aim_is_met() -> None:

@@ -46,6 +46,14 @@ def make_dear(frontier: Frontier) -> None:
     assert not frontier.looks.due(1.0)
 
 
+def dear_looks(seconds: float) -> Looks:
+    looks = Looks()
+    for _ in range(2):
+        looks.took(seconds, 0, now=0.0)
+    assert looks.is_dear
+    return looks
+
+
 def test_while_it_is_cheap_everything_is_looked_through_every_time() -> None:
     looks = Looks()
     for jobs in (0, 1, 500):
@@ -72,10 +80,7 @@ def test_dear_looks_have_a_twentieth_of_the_time() -> None:
 
 
 def test_a_slow_way_to_the_database_is_learned_and_makes_no_look_dear() -> None:
-    looks = Looks()
-    for _ in range(2):
-        looks.took(0.020, 0, now=0.0)
-    assert looks.is_dear
+    looks = dear_looks(0.020)
     looks.took_elsewhere(0.019, 1)
     for now in (1.0, 2.0, 3.0):
         looks.took(0.021 + 100 * 0.000025, 100, now)
@@ -86,18 +91,14 @@ def test_a_slow_way_to_the_database_is_learned_and_makes_no_look_dear() -> None:
 
 
 def test_what_looks_for_many_jobs_take_says_nothing_of_the_way() -> None:
-    looks = Looks()
-    for _ in range(2):
-        looks.took(0.020, 0, now=0.0)
+    looks = dear_looks(0.020)
     looks.took_elsewhere(0.020, 1000)
     looks.took(0.020, 0, now=1.0)
     assert looks.is_dear
 
 
 def test_a_way_that_became_short_hides_no_dear_look() -> None:
-    looks = Looks()
-    for _ in range(2):
-        looks.took(0.020, 0, now=0.0)
+    looks = dear_looks(0.020)
     looks.took_elsewhere(0.020, 1)
     looks.took(0.020, 0, now=1.0)
     looks.took(0.001, 0, now=2.0)

@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 
 from bench.figures import percentile
+from bench.machine import CHECKOUT
 from race import __main__ as race_main
 from race import crowd, figures, ledger, report, svg
 from race.__main__ import joined
@@ -24,7 +25,6 @@ from race.ledger import Event, Ledger, Record
 from race.rig import Entrant
 from tests.interrupted import interrupt_once_children_run
 
-CHECKOUT = Path(__file__).parents[2]
 MILLISECOND = 1_000_000
 
 
