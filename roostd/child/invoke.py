@@ -162,15 +162,15 @@ def _bound_call(spec: HandlerSpec, args: dict[str, Any]) -> Any:
     return spec.func(**{name: getattr(model, name) for name in type(model).model_fields}, **(model.model_extra or {}))
 
 
-_TAKES_MODEL: dict[int, bool] = {}
+_TAKES_MODEL: dict[int, tuple[HandlerSpec, bool]] = {}  # by identity; a spec that is kept here lends its id to no other
 
 
 def _takes_model(spec: HandlerSpec) -> bool:
     """Whether the handler has one parameter, annotated with its args_model: then it gets the model, else its fields."""
     known = _TAKES_MODEL.get(id(spec))
     if known is None:
-        known = _TAKES_MODEL[id(spec)] = _annotated_with(spec.func, spec.args_model)
-    return known
+        known = _TAKES_MODEL[id(spec)] = spec, _annotated_with(spec.func, spec.args_model)
+    return known[1]
 
 
 def _annotated_with(func: Callable[..., Any], model: type[BaseModel] | None) -> bool:

@@ -45,6 +45,12 @@ def test_any_other_handler_gets_the_model_s_values_by_name_also_of_a_strict_one(
     assert _bound_call(spec_of(handler), ARGS) == (uuid.UUID(ARGS["number"]), 1.5)
 
 
+def test_what_is_known_of_a_task_that_is_gone_is_not_believed_of_another() -> None:
+    for _ in range(20):  # where a spec was, the next one comes to be
+        test_a_handler_with_one_parameter_of_the_model_gets_the_model()
+        test_any_other_handler_gets_the_model_s_values_by_name_also_of_a_strict_one()
+
+
 def test_what_does_not_fit_the_model_never_reaches_the_handler() -> None:
     def handler(**values: Any) -> Any:
         raise AssertionError(values)
