@@ -214,8 +214,8 @@ def test_the_race_runs_with_roost_alone(tmp_path: Path) -> None:
         found[key] > 0
         for key in ("noops", "burns", "pickup_99", "enqueue_many", "crowd_ratio", "memory_few", "backlog_ratio")
     )
-    # All of them where there is time. Where nothing ends what hangs it is a fifth, however much time there is; on a busy
-    # machine the short race may end before the last.
+    # All of them where there is time: on a busy machine the short race may end before the last. Where nothing ends what
+    # hangs it is a fifth, however much time there is.
     assert min(found["hang_finished"], found["crash_finished"]) > 50
     assert (found["crash_cut"], found["crash_twice"]) == (0, 0)
     assert report.section(kept)
