@@ -23,7 +23,7 @@ from .errors import (
     WorkerShutdown,
 )
 from .registry import DEFAULT_HANDLERS, HandlerRegistry, HandlerSpec, job
-from .types import Job, JobInsert, JobOutcome, JobState, QueueInfo, TaskDefaults, WorkerInfo
+from .types import AddedCount, Job, JobInsert, JobOutcome, JobState, QueueInfo, TaskDefaults, WorkerInfo
 
 __all__ = [
     "configure",
@@ -36,6 +36,7 @@ __all__ = [
     "linear",
     "fixed",
     "BackoffStrategy",
+    "AddedCount",
     "Job",
     "JobInsert",
     "JobOutcome",

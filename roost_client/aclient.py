@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from datetime import datetime
 from types import TracebackType
-from typing import Any, Self, TypeVar
+from typing import Any, Literal, Self, TypeVar
 from uuid import UUID
 
 import psycopg
@@ -17,7 +17,7 @@ from .connections import AsyncConnections
 from .fields import UNSET, shows_documented_defaults
 from .registry import DEFAULT_HANDLERS, HandlerRegistry
 from .statements import Statement
-from .types import Job, JobInsert, JobState, QueueInfo, WorkerInfo
+from .types import AddedCount, Job, JobInsert, JobState, QueueInfo, WorkerInfo
 
 T = TypeVar("T")
 
@@ -67,6 +67,7 @@ class AsyncRoost:
         timeout_seconds: int | None = UNSET,
         depends_on: list[int] | None = None,
         metadata: dict[str, Any] | None = None,
+        on_duplicate: Literal["raise", "return", "replace"] = "raise",
         conn: psycopg.AsyncConnection[Any] | None = None,
     ) -> int:
         """As Roost.enqueue."""
@@ -83,20 +84,24 @@ class AsyncRoost:
             depends_on,
             metadata,
         )
-        return await self._run(statements.enqueue(self._registry, job), conn)
+        return await self._run(statements.enqueue(self._registry, job, on_duplicate), conn)
 
-    async def enqueue_many(self, jobs: Iterable[JobInsert], *, conn: psycopg.AsyncConnection[Any] | None = None) -> int:
+    async def enqueue_many(
+        self, jobs: Iterable[JobInsert], *, conn: psycopg.AsyncConnection[Any] | None = None
+    ) -> AddedCount:
         """As Roost.enqueue_many."""
         jobs = list(jobs)
-        return await self._run(statements.enqueue_many(self._registry, jobs), conn) if jobs else 0
+        return await self._run(statements.enqueue_many(self._registry, jobs), conn) if jobs else AddedCount(0)
 
     async def cancel(self, job_id: int, *, conn: psycopg.AsyncConnection[Any] | None = None) -> JobState:
         """As Roost.cancel."""
         return await self._run(statements.cancel(job_id), conn)
 
-    async def retry(self, job_id: int, *, conn: psycopg.AsyncConnection[Any] | None = None) -> JobState:
+    async def retry(
+        self, job_id: int, *, with_dependents: bool = False, conn: psycopg.AsyncConnection[Any] | None = None
+    ) -> JobState:
         """As Roost.retry."""
-        return await self._run(statements.retry(job_id), conn)
+        return await self._run(statements.retry(job_id, with_dependents), conn)
 
     async def get_job(self, job_id: int, *, conn: psycopg.AsyncConnection[Any] | None = None) -> Job:
         """As Roost.get_job."""
@@ -166,7 +171,7 @@ class AsyncRoost:
         while left > requeued:
             most = min(left - requeued, statements.BATCH_SIZE)
             batch, after_id = await self._run(statements.requeue_batch(queue, task, after_id, most), conn)
-            if not batch:
+            if not after_id:
                 break
             requeued += batch
             if progress is not None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from datetime import datetime
 from types import TracebackType
-from typing import Any, Self, TypeVar
+from typing import Any, Literal, Self, TypeVar
 from uuid import UUID
 
 import psycopg
@@ -17,7 +17,7 @@ from .connections import Connections
 from .fields import UNSET, shows_documented_defaults
 from .registry import DEFAULT_HANDLERS, HandlerRegistry
 from .statements import Statement
-from .types import Job, JobInsert, JobState, QueueInfo, WorkerInfo
+from .types import AddedCount, Job, JobInsert, JobState, QueueInfo, WorkerInfo
 
 T = TypeVar("T")
 
@@ -70,6 +70,7 @@ class Roost:
         timeout_seconds: int | None = UNSET,
         depends_on: list[int] | None = None,
         metadata: dict[str, Any] | None = None,
+        on_duplicate: Literal["raise", "return", "replace"] = "raise",
         conn: psycopg.Connection[Any] | None = None,
     ) -> int:
         """Add a job and return its id.
@@ -77,8 +78,16 @@ class Roost:
         `task` is a task's name or a function decorated with @job, whose defaults apply to each keyword not passed here.
         `args` is a JSON object of up to 1 MiB, or a pydantic model; `metadata` likewise, for what is no input of the
         handler, such as trace ids. The lower `priority` runs first. `scheduled_at` must be aware; without it the job
-        is due at once. `timeout_seconds` counts from the handler's start. unique_key and depends_on are not supported
-        by this version.
+        is due at once. `timeout_seconds` counts from the handler's start.
+
+        `unique_key`, of 1 to 512 characters, is that of one active job (available, executing or retryable) at a time;
+        the enqueue waits for another transaction that is about to give it to a job. Where one has it, `on_duplicate`
+        says to "raise" DuplicateUniqueJobError, which leaves the transaction as it was; to "return" that job's id; or
+        to "replace" its args and scheduled_at and return its id, which raises when it is executing already.
+
+        The job runs after all of `depends_on`, ids of jobs, have completed; when one is discarded or cancelled, it is
+        cancelled, with the reason in its errors. Until the transaction ends, the end of these jobs is not written.
+        Raises InvalidJobError for one that does not exist.
         """
         job = JobInsert(
             task,
@@ -93,12 +102,16 @@ class Roost:
             depends_on,
             metadata,
         )
-        return self._run(statements.enqueue(self._registry, job), conn)
+        return self._run(statements.enqueue(self._registry, job, on_duplicate), conn)
 
-    def enqueue_many(self, jobs: Iterable[JobInsert], *, conn: psycopg.Connection[Any] | None = None) -> int:
-        """Add jobs in their order, in one round trip and all or none, and return how many."""
+    def enqueue_many(self, jobs: Iterable[JobInsert], *, conn: psycopg.Connection[Any] | None = None) -> AddedCount:
+        """Add jobs in their order, in one round trip and all or none, and return how many.
+
+        A job is left out, and counted in `duplicates` of what is returned, whose unique_key an active job has, or an
+        earlier one of the call; what depends on it depends on that job.
+        """
         jobs = list(jobs)
-        return self._run(statements.enqueue_many(self._registry, jobs), conn) if jobs else 0
+        return self._run(statements.enqueue_many(self._registry, jobs), conn) if jobs else AddedCount(0)
 
     def cancel(self, job_id: int, *, conn: psycopg.Connection[Any] | None = None) -> JobState:
         """Cancel a waiting job, ask for the cancel of a running one, and return the state it is in then.
@@ -108,13 +121,17 @@ class Roost:
         """
         return self._run(statements.cancel(job_id), conn)
 
-    def retry(self, job_id: int, *, conn: psycopg.Connection[Any] | None = None) -> JobState:
+    def retry(
+        self, job_id: int, *, with_dependents: bool = False, conn: psycopg.Connection[Any] | None = None
+    ) -> JobState:
         """Make a waiting, discarded or cancelled job due now, and return the state it was in.
 
-        A finished one starts again at its first attempt and keeps its errors. Raises JobNotFoundError, and
-        JobStateError for a job that is executing or completed.
+        A finished one starts again at its first attempt and keeps its errors; `with_dependents`, so do those that were
+        cancelled for its sake, all the way down, but for one with another dead parent or whose key another job has.
+        Raises JobNotFoundError; DuplicateUniqueJobError; and JobStateError for a job that is executing or completed,
+        or was cancelled for a parent's sake that is dead still.
         """
-        return self._run(statements.retry(job_id), conn)
+        return self._run(statements.retry(job_id, with_dependents), conn)
 
     def get_job(self, job_id: int, *, conn: psycopg.Connection[Any] | None = None) -> Job:
         """Return a job. Raises JobNotFoundError."""
@@ -187,6 +204,7 @@ class Roost:
     ) -> int:
         """Let discarded jobs start again at their first attempt, their errors kept, and return how many.
 
+        Not those whose unique_key an active job has, and of several with the same key the first only.
         In batches, each committed by itself unless `conn` is given, so that no lock is held for long. `progress` is
         called after each with the number so far.
         """
@@ -195,7 +213,7 @@ class Roost:
         while left > requeued:
             most = min(left - requeued, statements.BATCH_SIZE)
             batch, after_id = self._run(statements.requeue_batch(queue, task, after_id, most), conn)
-            if not batch:
+            if not after_id:
                 break
             requeued += batch
             if progress is not None:

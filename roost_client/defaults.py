@@ -6,7 +6,7 @@ import os
 import threading
 from collections.abc import Callable, Iterable
 from datetime import datetime
-from typing import Any
+from typing import Any, Literal
 
 import psycopg
 from pydantic import BaseModel
@@ -14,7 +14,7 @@ from pydantic import BaseModel
 from .client import Roost
 from .errors import RoostError
 from .fields import UNSET, shows_documented_defaults
-from .types import JobInsert
+from .types import AddedCount, JobInsert
 
 DSN_VARIABLES = ("ROOST_DSN", "DATABASE_URL")  # the first that is set wins
 
@@ -51,6 +51,7 @@ def enqueue(
     timeout_seconds: int | None = UNSET,
     depends_on: list[int] | None = None,
     metadata: dict[str, Any] | None = None,
+    on_duplicate: Literal["raise", "return", "replace"] = "raise",
     conn: psycopg.Connection[Any] | None = None,
 ) -> int:
     """As Roost.enqueue, on the default client. Raises RoostError when there is neither `conn` nor a configured DSN."""
@@ -66,11 +67,12 @@ def enqueue(
         timeout_seconds=timeout_seconds,
         depends_on=depends_on,
         metadata=metadata,
+        on_duplicate=on_duplicate,
         conn=conn,
     )
 
 
-def enqueue_many(jobs: Iterable[JobInsert], *, conn: psycopg.Connection[Any] | None = None) -> int:
+def enqueue_many(jobs: Iterable[JobInsert], *, conn: psycopg.Connection[Any] | None = None) -> AddedCount:
     """As Roost.enqueue_many, on the default client. Raises RoostError as enqueue does."""
     return _default(conn).enqueue_many(jobs, conn=conn)
 

@@ -14,7 +14,7 @@ class RoostError(Exception):
 
 
 class InvalidJobError(RoostError, ValueError):
-    """An argument was refused before anything was sent. `path` names the value, such as `args.items[3].price`."""
+    """An argument was refused, and nothing was changed. `path` names the value, such as `args.items[3].price`."""
 
     code: ClassVar[str] = "roost.invalid-job"
 
@@ -24,9 +24,13 @@ class InvalidJobError(RoostError, ValueError):
 
 
 class DuplicateUniqueJobError(RoostError):
-    """An enqueue conflicts with an active job of the same unique_key."""
+    """An enqueue or retry conflicts with an active job of the same unique_key: that of `job_id`."""
 
     code: ClassVar[str] = "roost.duplicate-unique-job"
+
+    def __init__(self, message: str, job_id: int = 0) -> None:
+        super().__init__(message)
+        self.job_id = job_id
 
 
 class JobNotFoundError(RoostError):

@@ -14,6 +14,7 @@ from typing import Any, TypeVar
 from .errors import InvalidJobError
 
 MAX_NAME_LENGTH = 128  # characters; the database holds the same bound
+MAX_KEY_LENGTH = 512  # characters, of four bytes at most; a btree's entry may have 2,700
 INT4_MAX = 2**31 - 1
 INT8_MAX = 2**63 - 1
 MAX_INTEGER_DIGITS = 4300  # what Python reads back without being told otherwise (sys.set_int_max_str_digits)
@@ -35,6 +36,7 @@ DOCUMENTED_DEFAULTS: dict[str, Any] = {
 }
 
 F = TypeVar("F", bound=Callable[..., Any])
+T = TypeVar("T")
 
 
 def shows_documented_defaults(function: F) -> F:
@@ -86,6 +88,39 @@ def name(path: str, value: object) -> str:
     if not 1 <= len(checked) <= MAX_NAME_LENGTH:
         raise Refused(path, f"must have 1 to {MAX_NAME_LENGTH} characters, not {len(checked)}")
     return checked
+
+
+def unique_key(path: str, value: object) -> str | None:
+    """Return a key of 1 to 512 characters; None for none."""
+    if value is None:
+        return None
+    checked = text(path, value)
+    if not 1 <= len(checked) <= MAX_KEY_LENGTH:
+        raise Refused(path, f"must have 1 to {MAX_KEY_LENGTH} characters, not {len(checked)}")
+    return checked
+
+
+def on_duplicate(path: str, value: object, key: object) -> str:
+    """Return what to do where an active job has the key."""
+    if value not in ("raise", "return", "replace"):
+        raise Refused(path, f"must be 'raise', 'return' or 'replace', not {shown(value)}")
+    if value != "raise" and key is None:
+        raise Refused(path, "is of no use without a unique_key")
+    return str(value)
+
+
+def parents(path: str, value: object, kind: type[T] | None = None) -> list[int | T]:
+    """Return the ids of a list or tuple of job ids, and what there is of `kind` as it is; None has none."""
+    if value is None:
+        return []
+    if not isinstance(value, (list, tuple)):
+        raise Refused(path, f"must be a list of job ids, not {shown(value)}")
+    return [
+        parent
+        if kind is not None and isinstance(parent, kind)
+        else integer(f"{path}[{i}]", parent, -INT8_MAX - 1, INT8_MAX)
+        for i, parent in enumerate(value)
+    ]
 
 
 def integer(path: str, value: object, least: int = -INT4_MAX - 1, most: int = INT4_MAX) -> int:

@@ -22,10 +22,10 @@ from pydantic import BaseModel
 
 from . import fields
 from .arguments import object_text
-from .errors import InvalidJobError, JobNotFoundError, JobStateError, RoostError, SchemaError
+from .errors import DuplicateUniqueJobError, InvalidJobError, JobNotFoundError, JobStateError, RoostError, SchemaError
 from .fields import DOCUMENTED_DEFAULTS, Refused
 from .registry import HandlerRegistry, HandlerSpec
-from .types import Job, JobInsert, JobState, QueueInfo, TaskDefaults, WorkerInfo
+from .types import AddedCount, Job, JobInsert, JobState, QueueInfo, TaskDefaults, WorkerInfo
 
 T = TypeVar("T")
 Rows = list[tuple[Any, ...]]
@@ -60,17 +60,20 @@ class Kind(NamedTuple):  # made and hashed a hundred thousand times in a bulk of
     args_model: type[BaseModel] | None
 
 
-def enqueue(registry: HandlerRegistry, job: JobInsert) -> Statement[int]:
+def enqueue(registry: HandlerRegistry, job: JobInsert, on_duplicate: str = "raise") -> Statement[int]:
     """Add one job; read its id."""
     try:
         kind = _kind(registry, job)
         args_text = _args_text(job.args, kind)
         metadata_text = _metadata_text(job.metadata)
+        unique_key = fields.unique_key("unique_key", job.unique_key)
+        on_duplicate = fields.on_duplicate("on_duplicate", on_duplicate, unique_key)
+        parents = fields.parents("depends_on", job.depends_on)
     except Refused as refused:
         raise refused.as_invalid_job(f"enqueue {_task_shown(job.task)}") from None
 
     # Only what differs from roost.enqueue's own defaults is sent.
-    sql: LiteralString = "SELECT roost.enqueue(task => %s::text, args => %s::jsonb"
+    sql: LiteralString = "task => %s::text, args => %s::jsonb"
     parameters = [kind.task, args_text]
     if kind.queue != "default":
         sql += ", queue => %s::text"
@@ -93,10 +96,38 @@ def enqueue(registry: HandlerRegistry, job: JobInsert) -> Statement[int]:
     if metadata_text:
         sql += ", metadata => %s::jsonb"
         parameters.append(metadata_text)
-    return Statement(f"enqueue {kind.task!r}", sql + ")", parameters, _integer)
+    what = f"enqueue {kind.task!r}"
+    if unique_key is None and not parents:
+        return Statement(what, f"SELECT roost.enqueue({sql})", parameters, _integer)
+
+    if unique_key is not None:
+        sql += ", unique_key => %s::text, on_duplicate => %s::text"
+        parameters += [unique_key, on_duplicate]
+    if parents:
+        sql += ", depends_on => %s::bigint[]"
+        parameters.append(_array_text([str(parent) for parent in parents]))
+
+    def read(rows: Rows) -> int:
+        ((job_id, duplicate_of, unknown_parents),) = rows
+        if unknown_parents is not None:
+            unknown = int(unknown_parents.split(",")[0])
+            raise _unknown_parent(what, f"depends_on[{parents.index(unknown)}]", unknown)
+        if duplicate_of is not None:
+            raise DuplicateUniqueJobError(
+                f"cannot {what}: unique_key {fields.shown(unique_key)} is that of job {duplicate_of}, which is active",
+                int(duplicate_of),
+            )
+        return int(job_id)
+
+    return Statement(
+        what,
+        f"SELECT e.job_id, e.duplicate_of, array_to_string(e.unknown_parents, ',') FROM roost.try_enqueue({sql}) AS e",
+        parameters,
+        read,
+    )
 
 
-def enqueue_many(registry: HandlerRegistry, jobs: Sequence[JobInsert]) -> Statement[int]:
+def enqueue_many(registry: HandlerRegistry, jobs: Sequence[JobInsert]) -> Statement[AddedCount]:
     """Add many jobs, at least one, in one round trip; each distinct combination of fields is sent once."""
     what = f"enqueue {len(jobs)} jobs"
     numbers: dict[Kind, int] = {}
@@ -104,8 +135,10 @@ def enqueue_many(registry: HandlerRegistry, jobs: Sequence[JobInsert]) -> Statem
     kind_of: list[str] = []
     args_texts: list[str] = []
     metadata_texts: list[str] = []
+    keys: dict[int, str] = {}  # by the place of the job in the call
+    parents: dict[int, list[int | JobInsert]] = {}
     try:
-        for job in jobs:
+        for place, job in enumerate(jobs):
             if not isinstance(job, JobInsert):
                 raise Refused("", f"must be a JobInsert, not {fields.shown(job)}")
             key = _key(job)
@@ -119,6 +152,10 @@ def enqueue_many(registry: HandlerRegistry, jobs: Sequence[JobInsert]) -> Statem
                 if key is not None:
                     known[key] = found
             number, kind = found
+            if (unique_key := fields.unique_key("unique_key", job.unique_key)) is not None:
+                keys[place] = unique_key
+            if job.depends_on is not None and (named := fields.parents("depends_on", job.depends_on, JobInsert)):
+                parents[place] = named
             kind_of.append(str(number))
             metadata_texts.append("" if job.metadata is None else _metadata_text(job.metadata))
             args_texts.append(_args_text(job.args, kind))
@@ -128,19 +165,67 @@ def enqueue_many(registry: HandlerRegistry, jobs: Sequence[JobInsert]) -> Statem
     kinds_text = json.dumps([_kind_fields(kind) for kind in numbers], ensure_ascii=False)
     args_text = SEPARATOR.join(args_texts)
     metadata_text = SEPARATOR.join(metadata_texts) if any(metadata_texts) else ""
-    size_bytes = sum(map(_size_bytes, (kinds_text, args_text, metadata_text)))
+    keys_text = (
+        "{" + ",".join(_quoted(keys[place]) if place in keys else "NULL" for place in range(len(jobs))) + "}"
+        if keys
+        else ""
+    )
+    size_bytes = sum(map(_size_bytes, (kinds_text, args_text, metadata_text, keys_text)))
     if size_bytes > MAX_MESSAGE_BYTES:
         raise InvalidJobError(
             f"cannot {what}: they take {size_bytes} bytes, more than {MAX_MESSAGE_BYTES}; enqueue them in parts",
             "jobs",
         )
+    sql: LiteralString = "%s::json, %s::integer[], string_to_array(%s::text, E'\\x01'), string_to_array(nullif(%s::text, ''), E'\\x01', '')"
+    parameters = [kinds_text, "{" + ",".join(kind_of) + "}", args_text, metadata_text]
+    if not keys and not parents:
+        return Statement(what, f"SELECT roost.enqueue_many({sql})", parameters, lambda rows: AddedCount(_integer(rows)))
+
+    in_call, outside = _edges(what, jobs, parents)
+
+    def read(rows: Rows) -> AddedCount:
+        ((added, duplicates, unknown_parents),) = rows
+        if unknown_parents is not None:
+            unknown = int(unknown_parents.split(",")[0])
+            place = next(place for place, parent in outside if parent == unknown)
+            raise _unknown_parent(what, f"jobs[{place}].depends_on[{parents[place].index(unknown)}]", unknown)
+        return AddedCount(int(added), int(duplicates))
+
     return Statement(
         what,
-        "SELECT roost.enqueue_many(%s::json, %s::integer[], string_to_array(%s::text, E'\\x01'),"
-        " string_to_array(nullif(%s::text, ''), E'\\x01', ''))",
-        (kinds_text, "{" + ",".join(kind_of) + "}", args_text, metadata_text),
-        _integer,
+        "SELECT e.added, e.duplicates, array_to_string(e.unknown_parents, ',')"
+        f" FROM roost.try_enqueue_many({sql}, nullif(%s::text, '')::text[],"
+        " %s::integer[], %s::integer[], %s::integer[], %s::bigint[]) AS e",
+        [
+            *parameters,
+            keys_text,
+            _array_text([str(child + 1) for child, _ in in_call]),
+            _array_text([str(parent + 1) for _, parent in in_call]),
+            _array_text([str(child + 1) for child, _ in outside]),
+            _array_text([str(parent) for _, parent in outside]),
+        ],
+        read,
     )
+
+
+def _edges(
+    what: str, jobs: Sequence[JobInsert], parents: dict[int, list[int | JobInsert]]
+) -> tuple[list[tuple[int, int]], list[tuple[int, int]]]:
+    """Who depends on whom: (place, place) within the call, (place, job id) outside it."""
+    places: dict[int, int] = {}  # by identity: two jobs of the same fields are two jobs
+    in_call, outside = [], []
+    for child, named in parents.items():
+        for k, parent in enumerate(named):
+            if not isinstance(parent, JobInsert):
+                outside.append((child, parent))
+                continue
+            places = places or {id(job): place for place, job in reversed(list(enumerate(jobs)))}
+            place = places.get(id(parent))
+            if place is None or place >= child:
+                reason = "is not among these jobs" if place is None else f"must come before it, unlike jobs[{place}]"
+                raise Refused(f"jobs[{child}].depends_on[{k}]", reason).as_invalid_job(what)
+            in_call.append((child, place))
+    return in_call, outside
 
 
 def cancel(job_id: int) -> Statement[JobState]:
@@ -155,21 +240,37 @@ def cancel(job_id: int) -> Statement[JobState]:
     return Statement(f"cancel job {checked}", "SELECT roost.cancel(%s::bigint)", (str(checked),), read)
 
 
-def retry(job_id: int) -> Statement[JobState]:
+def retry(job_id: int, with_dependents: bool = False) -> Statement[JobState]:
     """Make a job due now; read the state it had."""
     checked = _job_id("retry", job_id)
 
     def read(rows: Rows) -> JobState:
-        if rows[0][0] is None:
+        ((state, duplicate_of, dead_parent),) = rows
+        if state is None:
             raise _no_job("retry", checked)
-        state = JobState(rows[0][0])
+        if duplicate_of is not None:
+            raise DuplicateUniqueJobError(
+                f"cannot retry job {checked}: its unique_key is that of job {duplicate_of}, which is active",
+                int(duplicate_of),
+            )
+        if dead_parent is not None:
+            raise JobStateError(
+                f"cannot retry job {checked}: job {dead_parent}, on which it depends, was discarded or cancelled;"
+                " retry that one, with its dependents",
+                state,
+            )
         if state in (JobState.COMPLETED, JobState.EXECUTING):
             raise JobStateError(
                 f"cannot retry job {checked}: it is {state}; only a waiting, discarded or cancelled job can be", state
             )
-        return state
+        return JobState(state)
 
-    return Statement(f"retry job {checked}", "SELECT roost.retry(%s::bigint)", (str(checked),), read)
+    return Statement(
+        f"retry job {checked}",
+        "SELECT r.state, r.duplicate_of, r.dead_parent FROM roost.try_retry(%s::bigint, %s::boolean) AS r",
+        (str(checked), str(bool(with_dependents))),
+        read,
+    )
 
 
 # One column of all that is not JSON, in UTC, and one for each that is, since a row written by other than this
@@ -288,19 +389,24 @@ WITH ready AS (
     SELECT j.queue, count(*) AS jobs
       FROM roost.claims c JOIN roost.job_rows j ON j.id = c.job_id
      GROUP BY j.queue
+), blocked AS (
+    SELECT queue, count(*) AS jobs FROM roost.blocked GROUP BY queue
 ), named AS (
     SELECT name FROM roost.queues
     UNION SELECT unnest(queues) FROM roost.workers
     UNION SELECT queue FROM ready
     UNION SELECT queue FROM scheduled
     UNION SELECT queue FROM executing
+    UNION SELECT queue FROM blocked
 )
-SELECT n.name, coalesce(q.paused, false), coalesce(r.jobs, 0), coalesce(s.jobs, 0), coalesce(e.jobs, 0)
+SELECT n.name, coalesce(q.paused, false), coalesce(r.jobs, 0), coalesce(s.jobs, 0), coalesce(e.jobs, 0),
+       coalesce(b.jobs, 0)
   FROM named n
   LEFT JOIN roost.queues q ON q.name = n.name
   LEFT JOIN ready r ON r.queue = n.name
   LEFT JOIN scheduled s ON s.queue = n.name
   LEFT JOIN executing e ON e.queue = n.name
+  LEFT JOIN blocked b ON b.queue = n.name
  ORDER BY n.name""",
         (),
         lambda rows: [QueueInfo(*row) for row in rows],
@@ -374,23 +480,30 @@ def count_discarded(queue: str | None, task: str | None) -> Statement[int]:
 
 
 def requeue_batch(queue: str | None, task: str | None, after_id: int, limit: int) -> Statement[tuple[int, int]]:
-    """Requeue the first discarded jobs after `after_id`; read how many, and the id of the last.
+    """Requeue the first discarded jobs after `after_id`; read how many, and the id of the last looked at, 0 for none.
 
-    Jobs that another transaction holds are passed over.
+    Jobs that another transaction holds are passed over, and those whose key an active job has.
     """
     where, parameters = _discarded("requeue discarded jobs", queue, task)
     sql: LiteralString = f"""\
 WITH batch AS MATERIALIZED (
-    SELECT id FROM roost.job_rows
+    SELECT id, unique_key FROM roost.job_rows
      WHERE {where} AND id > %s::bigint
      ORDER BY id LIMIT %s::integer
        FOR UPDATE SKIP LOCKED
+), keyed AS (
+    INSERT INTO roost.unique_keys AS u (unique_key, job_id)
+    SELECT unique_key, min(id) FROM batch WHERE unique_key IS NOT NULL
+     GROUP BY unique_key ORDER BY unique_key COLLATE "C"
+    ON CONFLICT (unique_key) DO NOTHING
+    RETURNING u.job_id
 ), requeued AS (
     UPDATE roost.job_rows j
        SET state = 'available', attempt = 0, crashes = 0, scheduled_at = now(), cancel_requested = false,
            discarded_at = NULL
       FROM batch
      WHERE j.id = batch.id AND j.state = 'discarded'
+       AND (batch.unique_key IS NULL OR batch.id IN (SELECT job_id FROM keyed))
     RETURNING j.id, j.queue, j.priority, j.scheduled_at
 ), due AS (
     INSERT INTO roost.ready (queue, priority, scheduled_at, job_id)
@@ -398,7 +511,7 @@ WITH batch AS MATERIALIZED (
 ), told AS MATERIALIZED (
     SELECT roost.notify_idle(queue) FROM (SELECT DISTINCT queue FROM requeued) AS queues
 )
-SELECT count(*), coalesce(max(id), 0), (SELECT count(*) FROM told) FROM requeued"""
+SELECT count(*), (SELECT coalesce(max(id), 0) FROM batch), (SELECT count(*) FROM told) FROM requeued"""
     return Statement(
         "requeue discarded jobs",
         sql,
@@ -462,10 +575,6 @@ def _kind(registry: HandlerRegistry, job: JobInsert) -> Kind:
             return DOCUMENTED_DEFAULTS[name] if default is None else default
         return check(name, getattr(job, name))
 
-    if job.unique_key is not None:
-        raise Refused("unique_key", "is not supported by this version: leave it out")
-    if job.depends_on:
-        raise Refused("depends_on", "is not supported by this version: leave it out")
     return Kind(
         task,
         field("queue", fields.name),
@@ -486,8 +595,6 @@ def _key(job: JobInsert) -> tuple[object, ...] | None:
         or type(job.max_attempts) is not int
         or type(job.timeout_seconds) not in (int, type(None))
         or (job.tags is not None and type(job.tags) not in (list, tuple))
-        or job.unique_key is not None
-        or job.depends_on is not None
     ):
         return None
     tags = job.tags if job.tags is None else tuple(job.tags)
@@ -550,8 +657,12 @@ def _size_bytes(text: str) -> int:
 
 
 def _array_text(values: Sequence[str]) -> str:
-    quoted = [value.replace("\\", "\\\\").replace('"', '\\"') for value in values]
-    return '{"' + '","'.join(quoted) + '"}' if values else "{}"
+    return "{" + ",".join(map(_quoted, values)) + "}"
+
+
+def _quoted(value: str) -> str:
+    """An element of an array's literal."""
+    return '"' + value.replace("\\", "\\\\").replace('"', '\\"') + '"'
 
 
 def _integer(rows: Rows) -> int:
@@ -570,6 +681,10 @@ def _job(row: tuple[Any, ...]) -> Job:
 def _job_id(verb: str, job_id: int) -> int:
     with _refusing(f"{verb} job {fields.shown(job_id)}"):
         return fields.integer("job_id", job_id, -fields.INT8_MAX - 1, fields.INT8_MAX)
+
+
+def _unknown_parent(what: str, path: str, job_id: int) -> InvalidJobError:
+    return InvalidJobError(f"cannot {what}: {path} is job {job_id}, which does not exist", path)
 
 
 def _no_job(verb: str, job_id: int) -> JobNotFoundError:

@@ -6,7 +6,7 @@ Only data. Knows neither the database nor the registry.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from enum import StrEnum
@@ -102,6 +102,17 @@ class JobOutcome:
     errors: list[dict[str, Any]]
 
 
+class AddedCount(int):
+    """How many jobs an enqueue_many added; `duplicates` is how many it left out, whose unique_key an active job has."""
+
+    duplicates: int
+
+    def __new__(cls, added: int, duplicates: int = 0) -> Self:
+        count = super().__new__(cls, added)
+        count.duplicates = duplicates
+        return count
+
+
 @dataclass(frozen=True, slots=True)
 class TaskDefaults:
     """What `@job(...)` declares for a task.
@@ -121,13 +132,14 @@ class TaskDefaults:
 
 @dataclass(frozen=True, slots=True)
 class QueueInfo:
-    """A queue: its jobs that may run now, those that wait for a later time, and those that run."""
+    """A queue: its jobs that may run now, that wait for a later time, that run, and that wait for other jobs."""
 
     name: str
     paused: bool
     available: int
     scheduled: int
     executing: int
+    blocked: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -151,6 +163,7 @@ class WorkerInfo:
 class JobInsert:
     """One job of an enqueue_many; the fields are the parameters of `enqueue` and mean the same.
 
+    `depends_on` may also hold other JobInserts, which must come earlier in the same enqueue_many.
     `passed` holds the names of those fields that were passed and so win over the task's `@job` defaults. It
     is kept by dataclasses.replace().
     """
@@ -164,7 +177,7 @@ class JobInsert:
     unique_key: str | None
     tags: list[str] | None
     timeout_seconds: int | None
-    depends_on: list[int] | None
+    depends_on: Sequence[int | JobInsert] | None
     metadata: dict[str, Any] | None
     passed: frozenset[str] = field(repr=False, compare=False)
 
@@ -180,7 +193,7 @@ class JobInsert:
         unique_key: str | None = None,
         tags: list[str] | None = UNSET,
         timeout_seconds: int | None = UNSET,
-        depends_on: list[int] | None = None,
+        depends_on: Sequence[int | JobInsert] | None = None,
         metadata: dict[str, Any] | None = None,
         *,
         passed: frozenset[str] | None = None,

@@ -13,7 +13,7 @@ import click
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeRemainingColumn
 
-from roost_client import JobNotFoundError, JobState, JobStateError, Roost
+from roost_client import DuplicateUniqueJobError, JobNotFoundError, JobState, JobStateError, Roost
 from roostd.ctl.command import EXIT_NOTHING, Failure, Invocation, command
 from roostd.ctl.output import note, print_json, print_table
 
@@ -36,11 +36,12 @@ def cancel(invocation: Invocation, job_ids: tuple[int, ...]) -> int:
 
 @command("retry")
 @_ids
-def retry(invocation: Invocation, job_ids: tuple[int, ...]) -> int:
+@click.option("--with-dependents", is_flag=True, help="Also the jobs that were cancelled for their sake.")
+def retry(invocation: Invocation, job_ids: tuple[int, ...], with_dependents: bool) -> int:
     """Make waiting, discarded or cancelled jobs due now; finished ones start at their first attempt."""
 
     def change(roost: Roost, job_id: int) -> str:
-        return f"available, was {roost.retry(job_id)}"
+        return f"available, was {roost.retry(job_id, with_dependents=with_dependents)}"
 
     return _change_each(invocation, job_ids, change)
 
@@ -88,7 +89,7 @@ def _change_each(invocation: Invocation, job_ids: tuple[int, ...], change: Calla
         for job_id in job_ids:
             try:
                 done.append((job_id, change(roost, job_id)))
-            except (JobNotFoundError, JobStateError) as error:
+            except (JobNotFoundError, JobStateError, DuplicateUniqueJobError) as error:
                 note(str(error))
     if invocation.json:
         print_json([{"id": job_id, "outcome": outcome} for job_id, outcome in done])

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from datetime import datetime
-from typing import Any
+from typing import Any, Literal
 
 import click
 
@@ -42,6 +42,15 @@ def _read_time(context: click.Context, parameter: click.Parameter, text: str | N
 @click.option("--at", metavar="TIME", callback=_read_time, help="When it is due, in ISO 8601 (default: now).")
 @click.option("--timeout", metavar="SECONDS", type=int, help="How long it may run (default: as long as it takes).")
 @click.option("--tag", "tags", multiple=True, help="May be given more than once.")
+@click.option("--unique-key", metavar="KEY", help="Of one job at a time that has not ended.")
+@click.option(
+    "--on-duplicate",
+    type=click.Choice(["raise", "return", "replace"]),
+    default="raise",
+    show_default=True,
+    help="Where a job has the key: fail, print that job's id, or give it these arguments and this time.",
+)
+@click.option("--depends-on", metavar="ID", type=int, multiple=True, help="Runs after it; may be given more than once.")
 def enqueue(
     invocation: Invocation,
     task: str,
@@ -52,6 +61,9 @@ def enqueue(
     at: datetime | None,
     timeout: int | None,
     tags: tuple[str, ...],
+    unique_key: str | None,
+    on_duplicate: Literal["raise", "return", "replace"],
+    depends_on: tuple[int, ...],
 ) -> None:
     """Enqueue a job and print its id.
 
@@ -67,6 +79,9 @@ def enqueue(
             scheduled_at=at,
             timeout_seconds=timeout,
             tags=list(tags),
+            unique_key=unique_key,
+            on_duplicate=on_duplicate,
+            depends_on=list(depends_on),
         )
     if invocation.json:
         print_json({"id": job_id})

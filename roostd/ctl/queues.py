@@ -33,9 +33,16 @@ def queues(invocation: Invocation) -> None:
         print_json(found)
         return
     print_table(
-        ("QUEUE", "STATE", "AVAILABLE", "SCHEDULED", "EXECUTING"),
+        ("QUEUE", "STATE", "AVAILABLE", "SCHEDULED", "EXECUTING", "BLOCKED"),
         [
-            (queue.name, "paused" if queue.paused else "active", queue.available, queue.scheduled, queue.executing)
+            (
+                queue.name,
+                "paused" if queue.paused else "active",
+                queue.available,
+                queue.scheduled,
+                queue.executing,
+                queue.blocked,
+            )
             for queue in found
         ],
     )

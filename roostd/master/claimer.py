@@ -1,4 +1,5 @@
-"""Asks the database for jobs when a pool has room, makes due jobs ready, and lets go of claims that nobody knows of.
+"""Asks the database for jobs when a pool has room, makes due jobs ready, tells jobs that wait for others of their end,
+and lets go of claims that nobody knows of.
 
 When to ask is decided in core/demand.py, for how many in core/pool.py.
 """
@@ -6,7 +7,7 @@ When to ask is decided in core/demand.py, for how many in core/pool.py.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterable
 from dataclasses import dataclass, field
 from typing import TypeVar
 from uuid import UUID
@@ -24,6 +25,7 @@ from roostd.store import statements
 
 WARN_SECONDS = 0.25  # of a claim that looked everywhere and got little for it
 WARN_INTERVAL_SECONDS = 60.0
+_HELD_SECONDS = 0.02  # until it is worth to look again at dependents that another transaction held
 
 _T = TypeVar("_T")
 _Timed = tuple[_T, float]  # an answer, and the seconds it took
@@ -70,6 +72,9 @@ class Claimer:
         self._wake = asyncio.Event()
         self._promote_at = 0.0
         self._promote_looks = Looks()
+        self._parents: set[int] = set()  # that have ended, with dependents yet to be told
+        self._follow_at = 0.0
+        self._follow_all_at = 0.0
         self._warn_at = 0.0
         self._idle_said: tuple[UUID, int, frozenset[str]] | None = None
         self._check_claims = False
@@ -86,6 +91,11 @@ class Claimer:
     def stop(self) -> None:
         """No claim is made after this, and one that is under way is let go of again."""
         self.stopped = True
+        self._wake.set()
+
+    def follow(self, parents: Iterable[int]) -> None:
+        """Has the dependents told of jobs that have ended."""
+        self._parents.update(parents)
         self._wake.set()
 
     def check_claims(self) -> None:
@@ -111,6 +121,7 @@ class Claimer:
         claimed = 0
         while not self.stopped:
             promoted, _ = await self._link.run(statements.promote)
+            told = await self._follow(None)
             got = 0
             for run in list(self._pools.values()):
                 if limit := self._demand(run):
@@ -119,9 +130,9 @@ class Claimer:
             busy = any(
                 run.pool.is_busy or run.pool.starting or run.pool.missing_children() for run in self._pools.values()
             )
-            if not (promoted or got or busy):
+            if not (promoted or told or got or busy):
                 return claimed
-            if not (promoted or got):
+            if not (promoted or told or got):
                 await self._sleep(self._poll_interval())
         return claimed
 
@@ -147,7 +158,7 @@ class Claimer:
         while not self.stopped and not self._check_claims:
             self._wake.clear()
             now = self._loop.time()
-            at = self._promote_at
+            at = min(self._promote_at, self._follow_at) if self._parents else self._promote_at
             for run in self._pools.values():
                 if self._demand(run):
                     at = min(at, run.demand.claim_at())
@@ -166,6 +177,8 @@ class Claimer:
             self._on_unknown_claims([claim for claim in claims if claim[1] not in known])
         await self._say_idle()
         now = self._loop.time()
+        if self._parents and now >= self._follow_at:
+            await self._follow(list(self._parents)[:PROMOTE_BATCH])
         if now < self._promote_at:
             for run in list(self._pools.values()):
                 limit = self._demand(run)
@@ -198,6 +211,18 @@ class Claimer:
             self._promote_looks.took(seconds, promoted, self._loop.time())
         for (run, limit, ranges), answer in zip(asked, answers, strict=True):
             self._took(run, limit, ranges, answer, now)
+        if now >= self._follow_all_at and not await self._follow(None):
+            self._follow_all_at = now + self._poll_interval()
+
+    async def _follow(self, parents: list[int] | None) -> int:
+        """Tells dependents of `parents`, or of any that have ended: those of a lost worker or a cancel, too."""
+        told, held, more = await self._link.run(lambda conn: statements.follow_parents(conn, parents))
+        if not held and told < PROMOTE_BATCH:
+            self._parents.difference_update(parents or ())
+        elif not told:
+            self._follow_at = self._loop.time() + _HELD_SECONDS
+        self.follow(more)
+        return told
 
     async def _claim(self, run: PoolRun, limit: int, ranges: list[Range]) -> int:
         worker_id = self._worker_id()

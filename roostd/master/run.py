@@ -161,6 +161,7 @@ class Master:
             retry_seconds=retry,
             decide=self._decide,
             on_settled=self._on_settled,
+            on_parents=lambda parents: self._claimer.follow(parents),
         )
         self._claimer = Claimer(
             self._claim_link,

@@ -60,6 +60,7 @@ class Writer:
         retry_seconds: float,
         decide: Callable[[ClaimedJob, Report], Settlement],
         on_settled: Callable[[Settlement, JobState], None],
+        on_parents: Callable[[list[int]], None],
     ) -> None:
         self.written = 0
         self._link = link
@@ -67,6 +68,7 @@ class Writer:
         self._retry_seconds = retry_seconds
         self._decide = decide
         self._on_settled = on_settled
+        self._on_parents = on_parents
         self._completions: list[Completion] = []
         self._settlements: list[Settlement] = []
         self._aside: list[Completion | Settlement] = []  # found locked, until _again_at
@@ -208,7 +210,7 @@ class Writer:
         if not batch:
             return
         try:
-            ours, locked = await self._write(
+            (ours, parents), locked = await self._write(
                 batch,
                 lambda conn, free: statements.complete(
                     conn, [c.job_id for c in free], [c.lease for c in free], [c.result for c in free]
@@ -227,6 +229,8 @@ class Writer:
         del self._completions[: len(batch)]
         self._put_aside(batch, locked)
         self.written += len(ours)
+        if parents:
+            self._on_parents(parents)
         repeated, self._repeating = self._repeating, False
         if len(ours) + len(locked) < len(batch) and not repeated:  # a repeated one may have been written the first time
             kept = ours.union(completion.lease for completion in locked)
@@ -236,7 +240,9 @@ class Writer:
         if not batch:
             return
         try:
-            ours, locked = await self._write(batch, lambda conn, free: statements.settle(conn, free, self._error_cap()))
+            (ours, parents), locked = await self._write(
+                batch, lambda conn, free: statements.settle(conn, free, self._error_cap())
+            )
         except _ROW_ERRORS as error:
             if len(batch) > 1:
                 half = len(batch) // 2
@@ -254,6 +260,8 @@ class Writer:
         del self._settlements[: len(batch)]
         self._put_aside(batch, locked)
         self.written += len(ours)
+        if parents:
+            self._on_parents(parents)
         for settlement in batch:
             state = ours.get(settlement.lease)
             if state is not None:

@@ -63,8 +63,10 @@ def claim_parameters(worker_id: UUID, ranges: Sequence[Range], limit: int) -> di
 
 async def complete(
     conn: AsyncConnection, job_ids: Sequence[int], leases: Sequence[int], results: Sequence[str | None]
-) -> set[int]:
-    """Completes claims; returns the leases that were still ours. `results` are JSON texts.
+) -> tuple[set[int], list[int]]:
+    """Completes claims; returns the leases that were still ours, and the jobs to follow_parents of.
+
+    `results` are JSON texts.
 
     Raises LockNotAvailable, here and in settle, when another transaction keeps a claim locked past lock_timeout.
     """
@@ -73,11 +75,17 @@ async def complete(
         "leases": _numbers(leases),
         "results": list(results) if any(results) else [],
     }
-    return {row[0] for row in await _run(conn, "complete", parameters)}
+    rows = await _run(conn, "complete", parameters)
+    return {row[0] for row in rows}, _parents(rows)
 
 
-async def settle(conn: AsyncConnection, settlements: Sequence[Settlement], error_cap: int) -> dict[int, JobState]:
-    """Ends claims as decided; returns the leases that were still ours, with the state the job is in now."""
+async def settle(
+    conn: AsyncConnection, settlements: Sequence[Settlement], error_cap: int
+) -> tuple[dict[int, JobState], list[int]]:
+    """Ends claims as decided.
+
+    Returns the leases that were still ours, with the state the job is in now, and the jobs to follow_parents of.
+    """
     parameters = {
         "job_ids": _numbers([s.job_id for s in settlements]),
         "leases": _numbers([s.lease for s in settlements]),
@@ -88,7 +96,17 @@ async def settle(conn: AsyncConnection, settlements: Sequence[Settlement], error
         "counts_crash": [s.counts_crash for s in settlements],
         "error_cap": error_cap,
     }
-    return {lease: JobState(state) for lease, state in await _run(conn, "settle", parameters)}
+    rows = await _run(conn, "settle", parameters)
+    return {row[0]: JobState(row[1]) for row in rows}, _parents(rows)
+
+
+async def follow_parents(conn: AsyncConnection, only: Sequence[int] | None = None) -> tuple[int, int, list[int]]:
+    """Tells dependents of ended parents, of `only` these if given.
+
+    Returns how many, how many others hold, and the jobs to follow next: cancelled, with dependents of their own.
+    """
+    ((told, held, more),) = await _run(conn, "follow_parents", {"only": None if only is None else _numbers(only)})
+    return told, held, more or []
 
 
 async def lock_claims(conn: AsyncConnection, job_ids: Sequence[int], leases: Sequence[int]) -> set[int]:
@@ -107,7 +125,10 @@ async def promote(conn: AsyncConnection, past_seconds: float | None = None) -> t
 
 
 async def rescue(conn: AsyncConnection, *, reason: str, error_cap: int) -> dict[int, JobState]:
-    """Frees up to 1,000 claims whose worker has no row; returns the jobs' new states by id."""
+    """Frees up to 1,000 claims whose worker has no row; returns the jobs' new states by id.
+
+    Their dependents are told at the next poll.
+    """
     parameters = {"error": error_entry(f"WorkerCrash: {reason}", ""), "error_cap": error_cap}
     return {job_id: JobState(state) for job_id, state in await _run(conn, "rescue", parameters)}
 
@@ -211,6 +232,10 @@ async def answer_reload(conn: AsyncConnection, worker_id: UUID, verdict: dict[st
 async def _run(conn: AsyncConnection, name: str, parameters: dict[str, Any]) -> list[Any]:
     cursor = await conn.execute(SQL[name], parameters, prepare=True)
     return await cursor.fetchall() if cursor.description is not None else []
+
+
+def _parents(rows: list[Any]) -> list[int]:
+    return (rows[0][-1] or []) if rows else []
 
 
 def _numbers(values: Sequence[float]) -> str:

@@ -1,14 +1,16 @@
 -- Frees the claims whose worker has no row: it was removed as stale, as a dead predecessor, or by itself at its end.
 -- An attempt is spent, a crash is not: what died was the worker, not the job's own process.
 -- Called by: every master's reaper, after remove_stale_workers; at start, for its predecessor on this host.
--- Locks: the claims (SKIP LOCKED: two reapers share the work, and a cancel in an open transaction leaves its claim to a
--- later round) and their job rows. Scans claims, which hold what runs now.
+-- Locks: the claims and their job rows (SKIP LOCKED: two reapers share the work, and what an open transaction cancels or
+-- depends on is left to a later round). Scans claims, which hold what runs now.
 WITH lost AS MATERIALIZED (
     SELECT c.job_id, c.lease
       FROM roost.claims c
+      JOIN roost.job_rows j ON j.id = c.job_id
      WHERE NOT EXISTS (SELECT 1 FROM roost.workers w WHERE w.id = c.worker_id)
      LIMIT 1000
-       FOR UPDATE SKIP LOCKED
+       FOR UPDATE OF c SKIP LOCKED
+       FOR NO KEY UPDATE OF j SKIP LOCKED
 ), ended AS MATERIALIZED (
     DELETE FROM roost.claims
      USING lost
@@ -35,5 +37,7 @@ WITH lost AS MATERIALIZED (
     RETURNING queue
 ), told AS (
     SELECT count(roost.notify_idle(d.queue)) AS queues FROM (SELECT DISTINCT due.queue FROM due) AS d
+), followed AS MATERIALIZED (
+    SELECT roost.after_end(array_agg(job.id)) AS parents FROM job WHERE job.state IN ('discarded', 'cancelled')
 )
-SELECT job.id, job.state FROM job, told
+SELECT job.id, job.state FROM job, told, followed

@@ -1,8 +1,10 @@
 -- Ends claims in every way but completion: retryable, discarded, snoozed, cancelled, released (state null: as before).
--- A cancel that was asked for meanwhile beats every state but the terminal ones. Returns the leases still ours, with the state.
+-- A cancel that was asked for meanwhile beats every state but the terminal ones. Returns the leases still ours, with the state
+-- and, the same in every row, the jobs of which dependents are to be told (NULL: none): see follow_parents.sql.
 -- Called by: the master, a batch at a time, with what core/outcome.py decided. Safe to repeat after a lost answer.
 -- Locks: the claims and job rows named, in order of id: a batch repeated while its first sending still runs can't deadlock.
--- On a claim that another has locked (a cancel in an open transaction) it waits for lock_timeout: see lock_claims.sql.
+-- On what another has locked (a cancel in an open transaction, an enqueue that depends on the job) it waits for
+-- lock_timeout: see lock_claims.sql.
 -- Index: primary keys; the update of job_rows is HOT.
 WITH outcome AS MATERIALIZED (
     SELECT o.job_id, o.lease, o.state, o.delay_seconds, o.error, o.counts_attempt, o.counts_crash
@@ -33,7 +35,7 @@ WITH outcome AS MATERIALIZED (
                          ELSE roost.append_error(j.errors, ended.attempt, ended.error::jsonb, %(error_cap)s::integer) END
       FROM ended
      WHERE j.id BETWEEN ended.job_id AND ended.job_id AND j.state IN ('available', 'retryable')
-    RETURNING j.id, ended.lease, j.state, j.queue, j.priority, j.scheduled_at
+    RETURNING j.id, ended.lease, j.state, j.queue, j.priority, j.scheduled_at, j.unique_key IS NOT NULL AS has_key, j.awaited
 ), due AS (
     INSERT INTO roost.ready (queue, priority, scheduled_at, job_id)
     SELECT job.queue, job.priority, job.scheduled_at, job.id FROM job
@@ -45,5 +47,11 @@ WITH outcome AS MATERIALIZED (
      WHERE job.state IN ('available', 'retryable') AND job.scheduled_at > now()
 ), told AS (
     SELECT count(roost.notify_idle(d.queue)) AS queues FROM (SELECT DISTINCT due.queue FROM due) AS d
+), followed AS MATERIALIZED (
+    SELECT roost.after_end(array_agg(job.id), array_agg(job.id) FILTER (WHERE job.has_key),
+                           array_agg(job.id) FILTER (WHERE job.awaited)) AS parents
+      FROM job WHERE job.state IN ('discarded', 'cancelled')
+    HAVING count(*) > 0
 )
-SELECT job.lease, job.state FROM job, told
+SELECT job.lease, job.state, (SELECT followed.parents FROM followed) AS parents
+  FROM job, told
