@@ -165,18 +165,18 @@ def enqueue_many(registry: HandlerRegistry, jobs: Sequence[JobInsert]) -> Statem
     kinds_text = json.dumps([_kind_fields(kind) for kind in numbers], ensure_ascii=False)
     args_text = SEPARATOR.join(args_texts)
     metadata_text = SEPARATOR.join(metadata_texts) if any(metadata_texts) else ""
-    keys_text = (
-        "{" + ",".join(_quoted(keys[place]) if place in keys else "NULL" for place in range(len(jobs))) + "}"
-        if keys
-        else ""
-    )
+    each_key = (_quoted(keys[place]) if place in keys else "NULL" for place in range(len(jobs)))
+    keys_text = "{" + ",".join(each_key) + "}" if keys else ""
     size_bytes = sum(map(_size_bytes, (kinds_text, args_text, metadata_text, keys_text)))
     if size_bytes > MAX_MESSAGE_BYTES:
         raise InvalidJobError(
             f"cannot {what}: they take {size_bytes} bytes, more than {MAX_MESSAGE_BYTES}; enqueue them in parts",
             "jobs",
         )
-    sql: LiteralString = "%s::json, %s::integer[], string_to_array(%s::text, E'\\x01'), string_to_array(nullif(%s::text, ''), E'\\x01', '')"
+    sql: LiteralString = (
+        "%s::json, %s::integer[], string_to_array(%s::text, E'\\x01'),"
+        " string_to_array(nullif(%s::text, ''), E'\\x01', '')"
+    )
     parameters = [kinds_text, "{" + ",".join(kind_of) + "}", args_text, metadata_text]
     if not keys and not parents:
         return Statement(what, f"SELECT roost.enqueue_many({sql})", parameters, lambda rows: AddedCount(_integer(rows)))

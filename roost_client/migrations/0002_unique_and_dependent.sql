@@ -84,10 +84,10 @@ LANGUAGE sql AS $$
 $$;
 
 -- Tells up to `most` dependents that a parent of theirs has ended: of a completed one they wait no longer, of any other
--- they are cancelled, which their own dependents will be told in turn. `only`: of these parents, otherwise of any.
+-- they are cancelled, which their own dependents will be told in turn. `these`: of these parents, otherwise of any.
 -- Passes over what another transaction holds; `held` says how many dependents it did, `told` how many it did not. `more` are
 -- those that were cancelled and have dependents.
-CREATE FUNCTION roost.follow_parents(only bigint[] DEFAULT NULL, most integer DEFAULT 1000,
+CREATE FUNCTION roost.follow_parents(these bigint[] DEFAULT NULL, most integer DEFAULT 1000,
                                      OUT told integer, OUT held integer, OUT more bigint[])
 LANGUAGE plpgsql
 -- A worker's sessions read by key only; here sets of a thousand meet.
@@ -108,7 +108,7 @@ BEGIN
     held := 0;
     SELECT array_agg(e.job_id) INTO ended
       FROM (SELECT n.job_id FROM roost.ended_parents n
-             WHERE only IS NULL OR n.job_id = ANY (only)
+             WHERE these IS NULL OR n.job_id = ANY (these)
              ORDER BY n.job_id LIMIT most
                FOR UPDATE SKIP LOCKED) AS e;
     IF ended IS NULL THEN
