@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import inspect
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -9,7 +11,7 @@ import psycopg
 import pytest
 from psycopg.rows import dict_row
 
-from roost_client import HandlerRegistry, Roost
+from roost_client import AsyncRoost, HandlerRegistry, Roost
 
 
 @pytest.fixture
@@ -52,3 +54,29 @@ def notified() -> Callable[[psycopg.Connection[Any]], list[tuple[str, str]]]:
         return [(notify.channel, notify.payload) for notify in listener.notifies(timeout=0)]
 
     return read
+
+
+class Blocking:
+    """AsyncRoost as if it were Roost: each call is a run of one event loop."""
+
+    def __init__(self, client: AsyncRoost, runner: asyncio.Runner) -> None:
+        self._client = client
+        self._runner = runner
+
+    def __getattr__(self, name: str) -> Any:
+        method = getattr(self._client, name)
+        assert inspect.iscoroutinefunction(method)
+        return lambda *args, **keywords: self._runner.run(method(*args, **keywords))
+
+
+@pytest.fixture(params=["Roost", "AsyncRoost"])
+def client(request: pytest.FixtureRequest, dsn: str) -> Iterator[Roost]:
+    """Either client; a test that takes it runs on both."""
+    if request.param == "Roost":
+        with Roost(dsn) as roost:
+            yield roost
+    else:
+        with asyncio.Runner() as runner:
+            wrapped: Any = Blocking(AsyncRoost(dsn), runner)
+            yield wrapped
+            wrapped.close()

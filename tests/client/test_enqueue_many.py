@@ -97,9 +97,9 @@ EQUAL_BUT_BAD: list[tuple[dict[str, Any], dict[str, Any]]] = [
     ({"max_attempts": 20}, {"max_attempts": 20.0}),
     ({"timeout_seconds": 1}, {"timeout_seconds": True}),
     ({"tags": ["a", "b"]}, {"tags": "ab"}),
-    ({}, {"depends_on": [1]}),
-    ({"depends_on": []}, {"depends_on": [1]}),
-    ({}, {"unique_key": "k"}),
+    ({}, {"depends_on": ["1"]}),
+    ({"depends_on": [1]}, {"depends_on": [True]}),
+    ({"unique_key": "k"}, {"unique_key": ""}),
 ]
 
 

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import asyncio
-import inspect
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from datetime import UTC, datetime
 from typing import Any
 from uuid import UUID, uuid4
@@ -14,7 +12,6 @@ import psycopg
 import pytest
 
 from roost_client import (
-    AsyncRoost,
     InvalidJobError,
     JobInsert,
     JobNotFoundError,
@@ -24,61 +21,11 @@ from roost_client import (
     RoostError,
     statements,
 )
+from tests.client.rows import put
 
 Conn = psycopg.Connection[Any]
 Notified = Callable[[Conn], list[tuple[str, str]]]
 LATER = datetime(2050, 1, 1, tzinfo=UTC)
-
-
-class Blocking:
-    """AsyncRoost as if it were Roost: each call is a run of one event loop."""
-
-    def __init__(self, client: AsyncRoost, runner: asyncio.Runner) -> None:
-        self._client = client
-        self._runner = runner
-
-    def __getattr__(self, name: str) -> Any:
-        method = getattr(self._client, name)
-        assert inspect.iscoroutinefunction(method)
-        return lambda *args, **keywords: self._runner.run(method(*args, **keywords))
-
-
-@pytest.fixture(params=["Roost", "AsyncRoost"])
-def client(request: pytest.FixtureRequest, dsn: str) -> Iterator[Roost]:
-    if request.param == "Roost":
-        with Roost(dsn) as roost:
-            yield roost
-    else:
-        with asyncio.Runner() as runner:
-            wrapped: Any = Blocking(AsyncRoost(dsn), runner)
-            yield wrapped
-            wrapped.close()
-
-
-def put(observer: Conn, job_id: int, state: str, **columns: Any) -> None:
-    """Leave a job as the worker's statements leave it."""
-    observer.execute("DELETE FROM roost.ready WHERE job_id = %s", (job_id,))
-    if state == "executing":
-        observer.execute(
-            "INSERT INTO roost.claims (job_id, lease, worker_id, attempt)"
-            " VALUES (%s, nextval('roost.lease_seq'), gen_random_uuid(), 1)",
-            (job_id,),
-        )
-    else:
-        observer.execute("UPDATE roost.job_rows SET state = %s WHERE id = %s", (state, job_id))
-    if state == "retryable":
-        observer.execute("UPDATE roost.job_rows SET scheduled_at = '2050-01-01Z', attempt = 1 WHERE id = %s", (job_id,))
-        observer.execute(
-            "INSERT INTO roost.scheduled (scheduled_at, job_id, priority, queue)"
-            " SELECT scheduled_at, id, priority, queue FROM roost.job_rows WHERE id = %s",
-            (job_id,),
-        )
-    if state == "discarded":
-        observer.execute(
-            "UPDATE roost.job_rows SET attempt = 20, crashes = 2, cancel_requested = true, discarded_at = now(),"
-            ' errors = \'[{"error": "no"}]\' WHERE id = %s',
-            (job_id,),
-        )
 
 
 def one_in_each_state(client: Roost, observer: Conn) -> dict[str, int]:

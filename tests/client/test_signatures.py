@@ -15,7 +15,7 @@ from roost_client import errors, types
 
 ENQUEUE = (
     "task, *, args=None, queue='default', priority=0, max_attempts=20, scheduled_at=None, unique_key=None, tags=None,"
-    " timeout_seconds=None, depends_on=None, metadata=None, conn=None"
+    " timeout_seconds=None, depends_on=None, metadata=None, on_duplicate='raise', conn=None"
 )
 # As the reference has them; `self` left out.
 REFERENCE = {

@@ -67,13 +67,18 @@ def test_plain_sql_stores_every_field(observer: Conn, jobs: Jobs) -> None:
         "'a', tags => '{a,NULL}'",
         "'a', metadata => '3'",
         "'a', metadata => jsonb_build_object('s', repeat('x', 1048568))",
-        "'a', unique_key => 'k'",
+        "'a', unique_key => ''",
+        "'a', unique_key => repeat('x', 513)",
+        "'a', unique_key => 'k', on_duplicate => 'no'",
+        "'a', unique_key => 'k', on_duplicate => NULL",
+        "'a', on_duplicate => 'return'",
+        "'a', depends_on => '{NULL}'",
         "'a', depends_on => '{1}'",
     ],
 )
 def test_plain_sql_is_held_to_the_same_checks(shared: Conn, arguments: str) -> None:
     with pytest.raises(
-        (psycopg.errors.InvalidParameterValue, psycopg.errors.FeatureNotSupported), match="cannot enqueue"
+        (psycopg.errors.InvalidParameterValue, psycopg.errors.ForeignKeyViolation), match="cannot enqueue"
     ):
         shared.execute(sql.SQL("SELECT roost.enqueue({})").format(sql.SQL(arguments)))
     count = shared.execute("SELECT count(*) FROM roost.job_rows").fetchone()

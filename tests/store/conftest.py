@@ -28,7 +28,8 @@ def clean_dsn(shared_dsn: str) -> str:
     """For tests that leave rows behind, and nothing else."""
     with psycopg.connect(shared_dsn, autocommit=True) as conn:
         conn.execute(
-            "TRUNCATE roost.job_rows, roost.ready, roost.scheduled, roost.claims, roost.queues, roost.workers,"
+            "TRUNCATE roost.job_rows, roost.ready, roost.scheduled, roost.claims, roost.unique_keys, roost.blocked,"
+            " roost.dependencies, roost.cancelled_dependents, roost.ended_parents, roost.queues, roost.workers,"
             " roost.idle_workers"
         )
     return shared_dsn

@@ -28,6 +28,8 @@ BROKEN = """
 WITH place AS (
     SELECT job_id, queue, priority, scheduled_at FROM roost.ready
     UNION ALL SELECT job_id, queue, priority, scheduled_at FROM roost.scheduled
+    UNION ALL SELECT b.job_id, b.queue, j.priority, j.scheduled_at
+                FROM roost.blocked b LEFT JOIN roost.job_rows j ON j.id = b.job_id
     UNION ALL SELECT c.job_id, j.queue, j.priority, j.scheduled_at
                 FROM roost.claims c LEFT JOIN roost.job_rows j ON j.id = c.job_id
 )
@@ -65,8 +67,37 @@ async def value(conn: Conn, query: Any, *parameters: Any) -> Any:
     return row[0]
 
 
+# Every key that is not that of the active job which says so; and every active job that has not the key that it says.
+BROKEN_KEYS = """
+SELECT u.unique_key AS given, j.unique_key AS said, j.id, j.state
+  FROM roost.unique_keys u
+  FULL JOIN (SELECT * FROM roost.job_rows
+              WHERE unique_key IS NOT NULL AND state IN ('available', 'retryable')) AS j
+         ON j.id = u.job_id AND j.unique_key = u.unique_key
+ WHERE u.job_id IS NULL OR j.id IS NULL
+"""
+# Every blocked job that has not as many parents yet to be heard of as it waits for.
+BROKEN_EDGES = """
+SELECT b.job_id, b.parents_left, count(d.parent_id) AS edges
+  FROM roost.blocked b
+  LEFT JOIN roost.dependencies d ON d.child_id = b.job_id
+ GROUP BY b.job_id
+HAVING b.parents_left <> count(d.parent_id) OR b.parents_left < 1
+"""
+# Every parent that has ended, of whose end nobody will tell its dependents.
+FORGOTTEN = """
+SELECT d.parent_id, j.state
+  FROM roost.dependencies d
+  JOIN roost.blocked b ON b.job_id = d.child_id
+  JOIN roost.job_rows j ON j.id = d.parent_id
+ WHERE j.state IN ('completed', 'discarded', 'cancelled')
+   AND NOT EXISTS (SELECT 1 FROM roost.ended_parents e WHERE e.job_id = d.parent_id)
+"""
+
+
 async def assert_each_job_is_in_its_place(conn: Conn) -> None:
-    assert await rows(conn, BROKEN) == []
+    for query in (BROKEN, BROKEN_KEYS, BROKEN_EDGES, FORGOTTEN):
+        assert await rows(conn, query) == []
 
 
 async def job_row(conn: Conn, job_id: int) -> Row:
@@ -81,7 +112,7 @@ async def public_state(conn: Conn, job_id: int) -> JobState:
 async def places(conn: Conn, job_id: int) -> dict[str, Row]:
     """The rows that stand for the job in the narrow tables, by table."""
     found = {}
-    for table in ("ready", "scheduled", "claims"):
+    for table in ("ready", "scheduled", "blocked", "claims"):
         query: Any = f"SELECT * FROM roost.{table} WHERE job_id = %s"
         for row in await rows(conn, query, job_id):
             assert table not in found

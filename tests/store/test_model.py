@@ -87,7 +87,19 @@ SELECT coalesce(j.id, p.job_id) AS id, p.name AS place, v.queue, v.state, v.prio
 # What a report under an old lease must leave alone, to the version of each row.
 EVERYTHING = " UNION ALL ".join(
     f"SELECT '{table}', t.ctid::text, t.xmin::text, t.xmax::text, t::text FROM roost.{table} t"
-    for table in ("job_rows", "ready", "scheduled", "claims", "queues", "workers")
+    for table in (
+        "job_rows",
+        "ready",
+        "scheduled",
+        "claims",
+        "unique_keys",
+        "blocked",
+        "dependencies",
+        "cancelled_dependents",
+        "ended_parents",
+        "queues",
+        "workers",
+    )
 )
 
 
@@ -430,7 +442,8 @@ class Histories(RuleBasedStateMachine):
     @initialize(new=st.lists(new_jobs, min_size=2, max_size=6))
     def start(self, new: list[dict[str, Any]]) -> None:
         self.world.conn.execute(
-            "TRUNCATE roost.job_rows, roost.ready, roost.scheduled, roost.claims, roost.queues, roost.workers,"
+            "TRUNCATE roost.job_rows, roost.ready, roost.scheduled, roost.claims, roost.unique_keys, roost.blocked,"
+            " roost.dependencies, roost.cancelled_dependents, roost.ended_parents, roost.queues, roost.workers,"
             " roost.idle_workers"
         )
         self.workers = [self.register(0), self.register(1)]
@@ -539,7 +552,7 @@ class Histories(RuleBasedStateMachine):
                     expected.add(claimed.lease)
             results = [json.dumps({"of": claimed.lease}) for claimed in completions]
             ids, leases = [claimed.id for claimed in completions], [claimed.lease for claimed in completions]
-            assert self.world.run(statements.complete(store, ids, leases, results)) == expected
+            assert self.world.run(statements.complete(store, ids, leases, results))[0] == expected
         endings = [(claimed, outcome) for claimed, outcome in batch if outcome.ending is not None]
         if endings:
             rows = [decided(claimed, outcome) for claimed, outcome in endings]
@@ -549,7 +562,7 @@ class Histories(RuleBasedStateMachine):
                 for claimed, outcome in endings
                 if (job := self.standing(claimed))
             }
-            assert self.world.run(statements.settle(store, rows, ERROR_CAP)) == states
+            assert self.world.run(statements.settle(store, rows, ERROR_CAP))[0] == states
 
     def draw_batch(self, data: st.DataObject, claims: Sequence[ClaimedJob]) -> list[tuple[ClaimedJob, Outcome]]:
         some = st.lists(st.sampled_from(claims), min_size=1, max_size=4, unique_by=lambda claimed: claimed.lease)

@@ -53,11 +53,14 @@ async def claimed(conn: Conn, worker_id: UUID, count: int = 1, **columns: Any) -
 
 
 async def complete(conn: Conn, jobs: list[ClaimedJob], results: list[str | None] | None = None) -> set[int]:
-    return await statements.complete(conn, [j.id for j in jobs], [j.lease for j in jobs], results or [None] * len(jobs))
+    ids, leases = [job.id for job in jobs], [job.lease for job in jobs]
+    ours, _ = await statements.complete(conn, ids, leases, results or [None] * len(jobs))
+    return ours
 
 
 async def settle(conn: Conn, *settlements: Settlement, cap: int = CAP) -> dict[int, JobState]:
-    return await statements.settle(conn, settlements, cap)
+    states, _ = await statements.settle(conn, settlements, cap)
+    return states
 
 
 async def everything(conn: Conn) -> list[list[dict[str, Any]]]:

@@ -189,7 +189,7 @@ def test_claims_of_a_worker_without_a_row_are_freed_and_no_others(clean_dsn: str
         assert await rescue(conn) == {}
         assert list(await places(conn, kept)) == ["claims"]
         late = [jobs[job_id] for job_id in expected]
-        assert await statements.complete(conn, [j.id for j in late], [j.lease for j in late], []) == set()
+        assert await statements.complete(conn, [j.id for j in late], [j.lease for j in late], []) == (set(), [])
 
     run(clean_dsn, test)
 
