@@ -7,6 +7,7 @@ checker goes by: a job whose enqueue was acknowledged must not be lost.
 from __future__ import annotations
 
 import threading
+from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -69,8 +70,13 @@ class Application:
         # What an enqueue whose answer was lost has left there is found first.
         self._find(conn)
         missing = [job for job in jobs if job.key not in self.told.ids]
-        if missing:
-            roost.enqueue_many([_insert(job) for job in missing])
+        inserts: dict[int, JobInsert] = {}
+        for job in missing:
+            parents = [self.told.ids.get(key) or inserts.get(key) for key in job.parents]
+            if None not in parents:
+                inserts[job.key] = _insert(job, parents)
+        if inserts:  # a unique job whose key is taken is left out, and enqueued once it is free
+            roost.enqueue_many(inserts.values())
             self._find(conn)
 
     def _find(self, conn: psycopg.Connection[Any]) -> None:
@@ -120,7 +126,7 @@ def _clock(conn: psycopg.Connection[Any]) -> float:
     return float(row[0])
 
 
-def _insert(job: PlannedJob) -> JobInsert:
+def _insert(job: PlannedJob, parents: Sequence[Any]) -> JobInsert:
     draft = job.draft
     delay = timedelta(seconds=draft.delay_seconds)
     return JobInsert(
@@ -130,4 +136,6 @@ def _insert(job: PlannedJob) -> JobInsert:
         max_attempts=draft.max_attempts,
         timeout_seconds=draft.timeout_seconds,
         scheduled_at=datetime.now(UTC) + delay if delay else None,
+        unique_key=draft.unique_key,
+        depends_on=parents,
     )

@@ -85,7 +85,9 @@ def run(plan: Plan, stage: Stage, skipped: dict[str, str]) -> Evidence:
 
 _WAITING = """
 SELECT job_id, 'ready' FROM roost.ready UNION ALL SELECT job_id, 'scheduled' FROM roost.scheduled
-UNION ALL SELECT job_id, 'claims' FROM roost.claims
+UNION ALL SELECT job_id, 'claims' FROM roost.claims UNION ALL SELECT job_id, 'blocked' FROM roost.blocked
+UNION ALL SELECT job_id, 'unique_keys' FROM roost.unique_keys
+UNION ALL SELECT job_id, 'ended_parents' FROM roost.ended_parents
 """
 
 

@@ -207,6 +207,42 @@ def every_job_ends_as_its_kind_may(case: Case, findings: Findings) -> Iterator[V
             yield Violation("wrong story", f"a {name} job: {complaint}", job_id)
 
 
+def no_key_is_twice_active(case: Case, findings: Findings) -> Iterator[Violation]:
+    """From the job's row to its end, in the order of changes: who has a key next was told so by that end."""
+    jobs: dict[str, list[tuple[int, float, int]]] = defaultdict(list)
+    for job in case.evidence.plan.jobs:
+        job_id = case.evidence.told.ids.get(job.key)
+        rows = [change for change in case.changes.get(job_id or 0, ()) if change.table == "job_rows"]
+        if job.draft.unique_key is not None and job_id is not None and rows:
+            ended = next((change.seq for change in rows if change.state in TERMINAL), math.inf)
+            jobs[job.draft.unique_key].append((rows[0].seq, ended, job_id))
+    for key, lives in jobs.items():
+        for (_, ended, earlier), (began, _, later) in pairwise(sorted(lives)):
+            if began < ended:
+                yield Violation("key", f"{key} was given to it while job {earlier} had it", later)
+
+
+def dependents_wait_for_their_parents(case: Case, findings: Findings) -> Iterator[Violation]:
+    ids = case.evidence.told.ids
+    for job in case.evidence.plan.jobs:
+        if not job.parents or job.key not in ids:
+            continue
+        job_id = ids[job.key]
+        completed_at = [
+            next((c.seq for c in case.changes.get(ids.get(key, 0), ()) if c.state == "completed"), math.inf)
+            for key in job.parents
+        ]
+        claimed_at = next((c.seq for c in case.changes[job_id] if c.table == "claims"), math.inf)
+        if claimed_at < math.inf and claimed_at < max(completed_at):
+            yield Violation("early", "it was claimed before all that it depends on had completed", job_id)
+        dead = [ids.get(key) for key in job.parents if case.evidence.rows.get(ids.get(key, 0)) != "completed"]
+        state = case.evidence.rows.get(job_id)
+        if state == "cancelled" and not dead:
+            yield Violation("dependent", "it was cancelled, and all that it depends on has completed", job_id)
+        if state == "completed" and dead:
+            yield Violation("dependent", f"it completed, and job {dead[0]}, which it depends on, did not", job_id)
+
+
 def nothing_ends_twice(case: Case, findings: Findings) -> Iterator[Violation]:
     for job_id, changes in case.changes.items():
         states = [change.state for change in changes if change.table == "job_rows"]
@@ -560,6 +596,8 @@ def _pid_in(error: str | None) -> str | None:
 CHECKS: tuple[Callable[[Case, Findings], Iterator[Violation]], ...] = (
     no_job_is_lost,
     every_job_ends_as_its_kind_may,
+    no_key_is_twice_active,
+    dependents_wait_for_their_parents,
     nothing_ends_twice,
     results_are_of_the_lease_that_stands,
     leases_rise,

@@ -16,12 +16,16 @@ QUEUE = "work"
 PAUSED_QUEUE = "held"  # is paused for a time, again and again
 PROBE_QUEUE = "probe"  # idle but for the jobs that measure how fast one is picked up
 ONLY_COMPLETED = frozenset({"completed"})
+UNIQUE_KEYS = 8
 NEVER = 3_600.0  # seconds of delay, for what must not start
 
 
 @dataclass(frozen=True, slots=True)
 class Draft:
-    """A job to enqueue; `cancel` is None, "waiting" (some time later) or "running" (once it has started)."""
+    """A job to enqueue; `cancel` is None, "waiting" (some time later) or "running" (once it has started).
+
+    `parents` is the number of jobs before it that it depends on.
+    """
 
     task: str
     args: Mapping[str, Any] = field(default_factory=dict)
@@ -30,6 +34,8 @@ class Draft:
     max_attempts: int = 50  # more than any campaign's faults may cost one job
     timeout_seconds: int | None = None
     cancel: str | None = None
+    unique_key: str | None = None
+    parents: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,5 +133,14 @@ KINDS: dict[str, Kind] = {
         _crashed_thrice,
     ),
     "leaving a process": Kind(lambda dice: Draft("chaos_spawn"), 0.6),
+    "unique": Kind(
+        lambda dice: Draft("chaos_sleep", {"seconds": 0.02}, unique_key=f"key {dice.randrange(UNIQUE_KEYS)}"), 2
+    ),
+    # Of how each ends that it depends on the checker knows more.
+    "dependent": Kind(
+        lambda dice: Draft("chaos_sleep", parents=dice.choice([1, 1, 1, 2, 5])),
+        4,
+        frozenset({"completed", "cancelled"}),
+    ),
     "probe": Kind(lambda dice: Draft("chaos_sleep", queue=PROBE_QUEUE), 0),  # enqueued by the fault that measures
 }

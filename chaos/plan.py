@@ -15,6 +15,7 @@ from chaos.jobs import KINDS, PAUSED_QUEUE, Draft
 MASTERS = ("m1", "m2", "m3")
 _PAUSE_STEPS = 3  # a queue is paused for so many steps, and then runs for as many
 _SLOW_STEPS = 3  # for which nothing else hits the master under a slow fault
+_NEAR = 300  # jobs back, at the most, a parent is
 _CANCEL_STEPS = 2  # after which a waiting job is cancelled
 
 
@@ -27,6 +28,7 @@ class PlannedJob:
     step: int
     draft: Draft
     cancel_step: int | None = None  # of those that are cancelled while they wait
+    parents: tuple[int, ...] = ()  # keys of the jobs that it depends on
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,9 +93,13 @@ def _faults(dice: Random, number: int, kinds: Mapping[str, bool]) -> Iterator[Pl
 
 def _jobs(dice: Random, number: int, steps: int, names: Sequence[str]) -> Iterator[PlannedJob]:
     weights = [KINDS[name].weight for name in names]
+    near: list[int] = []  # a unique job is enqueued only once its key is free
     for key, kind in enumerate(dice.choices(names, weights, k=number)):
         step = key * steps // number
         draft = KINDS[kind].make(dice)
         draft = replace(draft, args={"key": key, **draft.args})
         cancel_step = min(step + _CANCEL_STEPS, steps - 1) if draft.cancel == "waiting" else None
-        yield PlannedJob(key, kind, step, draft, cancel_step)
+        parents = dice.sample(near, min(draft.parents, len(near)))
+        yield PlannedJob(key, kind, step, draft, cancel_step, tuple(sorted(parents)))
+        if draft.unique_key is None:
+            near = [*near, key][-_NEAR:]

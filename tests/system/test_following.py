@@ -56,7 +56,8 @@ class Killer:
                     _kill(self._dice.choice(children))
             case "backend":
                 backends = self._jobs.query(
-                    "SELECT pid FROM pg_stat_activity WHERE datname = current_database() AND application_name LIKE 'roostd%%'"
+                    "SELECT pid FROM pg_stat_activity"
+                    " WHERE datname = current_database() AND application_name LIKE 'roostd%'"
                 )
                 if backends:
                     self._jobs.query("SELECT pg_terminate_backend(%s)", self._dice.choice(backends)["pid"])
