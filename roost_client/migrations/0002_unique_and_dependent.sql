@@ -399,7 +399,8 @@ BEGIN
                SET state = 'cancelled', cancelled_at = now(),
                    errors = roost.dependency_errors(NULL, 0, blocking.dead_parent, blocking.dead_state)
              WHERE j.id = new_id;
-            INSERT INTO roost.cancelled_dependents (parent_id, child_id) VALUES (blocking.dead_parent, new_id);
+            INSERT INTO roost.cancelled_dependents (parent_id, child_id)
+            SELECT p.id, new_id FROM roost.lock_parents(parents) AS p WHERE p.state IN ('discarded', 'cancelled');
             PERFORM roost.after_end(ARRAY[new_id]);
             RETURN;
         ELSIF blocking.living > 0 THEN
@@ -720,7 +721,7 @@ BEGIN
             EXIT;
         ELSIF EXISTS (SELECT 1 FROM roost.claims c WHERE c.job_id = job_id) THEN
             state := 'executing';
-            EXIT;
+            RETURN;
         END IF;
         EXIT WHEN EXISTS (SELECT 1 FROM roost.ready r
                            WHERE r.queue = job.queue AND r.priority = job.priority

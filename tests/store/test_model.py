@@ -33,7 +33,7 @@ from hypothesis.stateful import (
 )
 from psycopg.rows import dict_row
 
-from roost_client import JobInsert, JobState, JobStateError, Roost, enqueue_many
+from roost_client import DuplicateUniqueJobError, JobInsert, JobState, JobStateError, Roost, enqueue_many
 from roostd.core.frontier import everywhere
 from roostd.core.job import ClaimedJob
 from roostd.core.lifecycle import AVAILABLE, CANCELLED, COMPLETED, DISCARDED, EXECUTING, RETRYABLE, TERMINAL
@@ -57,12 +57,16 @@ STALE_AFTER = 1.5 * TICK_SECONDS
 MAX_CRASHES = 2
 ERROR_CAP = 3
 QUEUES = ("a", "b")
+KEYS = ("k", "l")
+DEAD = (DISCARDED, CANCELLED)
 FOREVER_TICKS = 1000
 
 LOOK = """
 WITH place AS (
     SELECT job_id, 'ready' AS name, queue, priority, scheduled_at FROM roost.ready
     UNION ALL SELECT job_id, 'scheduled', queue, priority, scheduled_at FROM roost.scheduled
+    UNION ALL SELECT b.job_id, 'blocked', b.queue, j.priority, j.scheduled_at
+                FROM roost.blocked b LEFT JOIN roost.job_rows j ON j.id = b.job_id
     UNION ALL SELECT c.job_id, 'claims', j.queue, j.priority, j.scheduled_at
                 FROM roost.claims c LEFT JOIN roost.job_rows j ON j.id = c.job_id
 )
@@ -147,6 +151,9 @@ class Job:
     errors: list[int] = field(default_factory=list)
     result: Any = None
     claim: Claim | None = None
+    key: str | None = None
+    parents: frozenset[int] = frozenset()
+    parents_left: int = 0
 
     @property
     def public_state(self) -> JobState:
@@ -222,6 +229,7 @@ new_jobs = st.fixed_dictionaries(
         "ticks": st.sampled_from([None, None, None, -1, 1, 3]),
     }
 )
+keys = st.sampled_from([None, None, *KEYS])
 
 
 class Histories(RuleBasedStateMachine):
@@ -233,6 +241,10 @@ class Histories(RuleBasedStateMachine):
         self.tick = 0
         self.step = 0
         self.jobs: dict[int, Job] = {}
+        self.numbers = 0  # of jobs, and of arguments that replaced others
+        self.edges: set[tuple[int, int]] = set()  # parent, child
+        self.cut: set[tuple[int, int]] = set()  # those by which a dead parent cancelled
+        self.noted: set[int] = set()  # parents that have ended, as their dependents have yet to be told
         self.granted: list[ClaimedJob] = []  # every claim there ever was
         self.highest_lease = 0
         self.paused: set[str] = set()
@@ -253,11 +265,39 @@ class Histories(RuleBasedStateMachine):
 
     def finish(self, job: Job, state: JobState) -> None:
         job.state, job.place, job.ended = state, None, self.tick
+        if any(parent == job.id for parent, _ in self.edges):
+            self.noted.add(job.id)
 
     def restart(self, job: Job, moment: Moment) -> None:
         job.state, job.attempt, job.crashes, job.cancel_requested, job.ended = AVAILABLE, 0, 0, False, None
-        self.place(job, moment)
+        job.due = moment
+        self.block_or_place(job)
         self.revived.add(job.id)
+
+    def block_or_place(self, job: Job) -> None:
+        """Where a job goes none of whose parents is dead."""
+        told = {(parent, job.id) for parent in job.parents}
+        waits_for = {edge for edge in told if self.jobs[edge[0]].state is not COMPLETED}
+        self.edges = self.edges - told | waits_for
+        self.cut -= told
+        job.parents_left = len(waits_for)
+        if waits_for:
+            job.place = "blocked"
+        else:
+            self.place(job, job.due)
+
+    def holder(self, key: str | None) -> Job | None:
+        """The active job that has the key."""
+        held = [job for job in self.jobs.values() if key and job.key == key and job.state not in TERMINAL]
+        assert len(held) <= 1
+        return held[0] if held else None
+
+    def dead_parents(self, job: Job) -> list[int]:
+        return sorted(parent for parent in job.parents if self.jobs[parent].state in DEAD)
+
+    def new_number(self) -> int:
+        self.numbers += 1
+        return self.numbers
 
     def standing(self, claimed: ClaimedJob) -> Job | None:
         """The job whose claim is this very one."""
@@ -318,20 +358,35 @@ class Histories(RuleBasedStateMachine):
 
     # -- the application
 
-    def add(self, ids: Sequence[int], numbers: Sequence[int], new: Sequence[dict[str, Any]], moment: Moment) -> None:
-        for job_id, number, fields in zip(ids, numbers, new, strict=True):
-            job = Job(
-                id=job_id,
-                number=number,
-                queue=fields["queue"],
-                priority=fields["priority"],
-                max_attempts=fields["max_attempts"],
-                inserted=self.tick,
-                due=moment,
-                place=None,
-            )
-            self.place(job, moment._replace(tick=self.tick + (fields["ticks"] or 0)))
-            self.jobs[job_id] = job
+    def add(
+        self,
+        job_id: int,
+        number: int,
+        fields: dict[str, Any],
+        moment: Moment,
+        key: str | None = None,
+        parents: frozenset[int] = frozenset(),
+        of_the_call: frozenset[int] = frozenset(),
+    ) -> None:
+        """A new job. What is enqueued by the same call counts as living, whatever has become of it at once."""
+        job = self.jobs[job_id] = Job(
+            id=job_id,
+            number=number,
+            queue=fields["queue"],
+            priority=fields["priority"],
+            max_attempts=fields["max_attempts"],
+            inserted=self.tick,
+            due=moment._replace(tick=self.tick + (fields["ticks"] or 0)),
+            place=None,
+            key=key,
+            parents=parents,
+        )
+        if dead := set(self.dead_parents(job)) - of_the_call:
+            job.errors = [0]
+            self.cut |= {(parent, job_id) for parent in dead}
+            self.finish(job, CANCELLED)
+        else:
+            self.block_or_place(job)
 
     def insertion(self, number: int, fields: dict[str, Any], now: datetime) -> dict[str, Any]:
         later = None if fields["ticks"] is None else now + timedelta(seconds=fields["ticks"] * TICK_SECONDS)
@@ -340,21 +395,79 @@ class Histories(RuleBasedStateMachine):
 
     @rule(fields=new_jobs)
     def enqueue(self, fields: dict[str, Any]) -> None:
-        number = len(self.jobs)
+        number = self.new_number()
         job_id = self.world.client.enqueue(**self.insertion(number, fields, datetime.now(UTC)), conn=self.world.conn)
-        self.add([job_id], [number], [fields], self.moment())
+        self.add(job_id, number, fields, self.moment())
 
-    @rule(new=st.lists(new_jobs, min_size=1, max_size=5))
-    def enqueue_several(self, new: list[dict[str, Any]]) -> None:
-        self.enqueue_many(new)
+    @rule(data=st.data(), fields=new_jobs, key=keys, on_duplicate=st.sampled_from(["raise", "return", "replace"]))
+    def enqueue_unique_or_dependent(
+        self, data: st.DataObject, fields: dict[str, Any], key: str | None, on_duplicate: Any
+    ) -> None:
+        parents = self.draw_parents(data)
+        number, holder = self.new_number(), self.holder(key)
+        options = {**self.insertion(number, fields, datetime.now(UTC)), "unique_key": key, "depends_on": [*parents]}
+        options |= {"on_duplicate": on_duplicate} if key else {}
+        if holder and (on_duplicate == "raise" or (on_duplicate == "replace" and holder.claim)):
+            with pytest.raises(DuplicateUniqueJobError) as error:
+                self.world.client.enqueue(**options, conn=self.world.conn)
+            assert error.value.job_id == holder.id
+            return
+        job_id = self.world.client.enqueue(**options, conn=self.world.conn)
+        moment = self.moment()
+        if not holder:
+            self.add(job_id, number, fields, moment, key, parents)
+            return
+        assert job_id == holder.id
+        if on_duplicate == "replace":
+            holder.number, holder.due = number, moment._replace(tick=self.tick + (fields["ticks"] or 0))
+            if holder.place != "blocked":
+                self.place(holder, holder.due)
 
-    def enqueue_many(self, new: list[dict[str, Any]]) -> None:
-        first, now = len(self.jobs), datetime.now(UTC)
-        numbers = range(first, first + len(new))
-        jobs = [JobInsert(**self.insertion(n, fields, now)) for n, fields in zip(numbers, new, strict=True)]
-        assert enqueue_many(jobs, conn=self.world.conn) == len(new)
-        query = "SELECT id FROM roost.job_rows WHERE (args ->> 'number')::integer >= %s ORDER BY id"
-        self.add([row[0] for row in self.world.conn.execute(query, (first,))], numbers, new, self.moment())
+    def draw_parents(self, data: st.DataObject) -> frozenset[int]:
+        if not self.jobs:
+            return frozenset()
+        # The newest first: what Hypothesis draws is mostly from the beginning, and the oldest have ended.
+        some = st.lists(st.sampled_from(sorted(self.jobs, reverse=True)), max_size=3)
+        return frozenset(data.draw(some))
+
+    @rule(data=st.data(), new=st.lists(st.tuples(new_jobs, keys), min_size=1, max_size=5))
+    def enqueue_several(self, data: st.DataObject, new: list[tuple[dict[str, Any], str | None]]) -> None:
+        outside = [self.draw_parents(data) for _ in new]
+        inside = [data.draw(st.sets(st.integers(0, n - 1), max_size=2)) if n else set[int]() for n in range(len(new))]
+        self.enqueue_many(new, outside, inside)
+
+    def enqueue_many(
+        self,
+        new: Sequence[tuple[dict[str, Any], str | None]],
+        outside: Sequence[frozenset[int]],
+        inside: Sequence[set[int]],
+    ) -> None:
+        """Enqueues jobs that depend on others, and on others of the call by their places in it."""
+        numbers, now = [self.new_number() for _ in new], datetime.now(UTC)
+        inserts: list[JobInsert] = []
+        for number, (fields, key), ids, places in zip(numbers, new, outside, inside, strict=True):
+            parents = [*ids, *(inserts[place] for place in places)]
+            inserts.append(JobInsert(**self.insertion(number, fields, now), unique_key=key, depends_on=parents))
+        added = enqueue_many(inserts, conn=self.world.conn)
+        query = (
+            "SELECT (args ->> 'number')::integer, id FROM roost.job_rows WHERE (args ->> 'number')::integer = ANY (%s)"
+        )
+        ids_by_number = dict(self.world.conn.execute(query, (numbers,)).fetchall())
+        moment, actual = self.moment(), []
+        taken = {job.key: job.id for job in self.jobs.values() if job.key and job.state not in TERMINAL}
+        for number, (fields, key), ids, places in zip(numbers, new, outside, inside, strict=True):
+            if key in taken:
+                actual.append(taken[key])
+                assert number not in ids_by_number
+                continue
+            job_id = ids_by_number[number]
+            actual.append(job_id)
+            if key:
+                taken[key] = job_id
+            of_the_call = frozenset(actual[place] for place in places)
+            self.add(job_id, number, fields, moment, key, ids | of_the_call, of_the_call)
+        self.noted |= {job_id for job_id in actual if self.jobs[job_id].state in TERMINAL} & {p for p, _ in self.edges}
+        assert (added, added.duplicates) == (len(ids_by_number), len(new) - len(ids_by_number))
 
     @precondition(lambda self: self.jobs)
     @rule(data=st.data())
@@ -405,24 +518,44 @@ class Histories(RuleBasedStateMachine):
     # -- the operator
 
     @precondition(lambda self: self.jobs)
-    @rule(data=st.data())
-    def retry(self, data: st.DataObject) -> None:
+    @rule(data=st.data(), with_dependents=st.booleans())
+    def retry(self, data: st.DataObject, with_dependents: bool) -> None:
         job = self.jobs[data.draw(st.sampled_from(sorted(self.jobs)))]
         before = job.public_state
-        if before in (COMPLETED, EXECUTING):
+        if before in (COMPLETED, EXECUTING) or (before in DEAD and self.dead_parents(job)):
             with pytest.raises(JobStateError):
-                self.world.client.retry(job.id, conn=self.world.conn)
+                self.world.client.retry(job.id, with_dependents=with_dependents, conn=self.world.conn)
             return
-        assert self.world.client.retry(job.id, conn=self.world.conn) == before
-        if before in TERMINAL:
-            self.restart(job, self.moment())
+        if before in DEAD and (holder := self.holder(job.key)):
+            with pytest.raises(DuplicateUniqueJobError) as error:
+                self.world.client.retry(job.id, with_dependents=with_dependents, conn=self.world.conn)
+            assert error.value.job_id == holder.id
+            return
+        assert self.world.client.retry(job.id, with_dependents=with_dependents, conn=self.world.conn) == before
+        moment = self.moment()
+        if before in DEAD:
+            self.restart(job, moment)
         elif job.place == "scheduled":
-            self.place(job, self.moment())
+            self.place(job, moment)
+        elif job.place == "blocked" and job.due.tick > self.tick:
+            job.due = moment
+        pending = [job.id] if with_dependents else []
+        for parent in pending:
+            for child in [self.jobs[c] for p, c in sorted(self.cut) if p == parent]:
+                for_its_sake = child.state is CANCELLED and not child.cancel_requested
+                if for_its_sake and not self.dead_parents(child) and not self.holder(child.key):
+                    self.restart(child, moment)
+                    pending.append(child.id)
 
     @precondition(lambda self: any(job.state is DISCARDED for job in self.jobs.values()))
     @rule(queue=st.sampled_from([None, *QUEUES]), limit=st.sampled_from([None, 1, 2]))
     def requeue_discarded(self, queue: str | None, limit: int | None) -> None:
-        found = [job for job in self.jobs.values() if job.state is DISCARDED and queue in (None, job.queue)][:limit]
+        found: list[Job] = []
+        for _, job in sorted(self.jobs.items()):
+            taken = self.holder(job.key) or any(job.key and job.key == other.key for other in found)
+            if job.state is DISCARDED and queue in (None, job.queue) and not taken:
+                found.append(job)
+        found = found[:limit]
         assert self.world.client.requeue_discarded(queue, limit=limit, conn=self.world.conn) == len(found)
         moment = self.moment()
         for job in found:
@@ -447,7 +580,7 @@ class Histories(RuleBasedStateMachine):
             " roost.idle_workers"
         )
         self.workers = [self.register(0), self.register(1)]
-        self.enqueue_many(new)
+        self.enqueue_many([(fields, None) for fields in new], [frozenset()] * len(new), [set()] * len(new))
 
     def register(self, slot: int) -> UUID:
         worker_id = self.world.run(add_worker(self.world.stores[slot], queues=list(QUEUES)))
@@ -655,7 +788,64 @@ class Histories(RuleBasedStateMachine):
         freed = self.world.run(statements.rescue(self.world.stores[slot], reason="gone", error_cap=ERROR_CAP))
         assert freed == states
 
+    @precondition(lambda self: self.noted)
+    @rule(data=st.data(), slot=slots, all_of_them=st.booleans())
+    def follow(self, data: st.DataObject, slot: int, all_of_them: bool) -> None:
+        """Tells dependents of parents that have ended, of all or of some."""
+        some = None if all_of_them else [data.draw(st.sampled_from(sorted(self.noted)))]
+        self.tell_dependents(slot, some)
+
+    def tell_dependents(self, slot: int, only: Sequence[int] | None) -> None:
+        followed = sorted(self.noted if only is None else set(only) & self.noted)
+        self.noted.difference_update(followed)
+        ended = [parent for parent in followed if self.jobs[parent].state in TERMINAL]
+        told = {(parent, child) for parent, child in self.edges if parent in ended}
+        dead = {(parent, child) for parent, child in told if self.jobs[parent].state in DEAD}
+        self.edges -= told
+        self.cut |= dead
+        before = set(self.noted)
+        for child_id in sorted({child for _, child in told}):
+            child = self.jobs[child_id]
+            if child.place != "blocked":
+                continue
+            if any(c == child_id for _, c in dead):
+                child.errors = [*child.errors, child.attempt]
+                self.finish(child, CANCELLED)
+                continue
+            child.parents_left -= sum(c == child_id for _, c in told)
+            if not child.parents_left:
+                self.place(child, child.due)
+        count, held, more = self.world.run(statements.follow_parents(self.world.stores[slot], only))
+        assert (count, held, set(more)) == (len(told), 0, self.noted - before)
+
     # -- what must hold after each step
+
+    @invariant()
+    def keys_and_edges_are_as_in_the_model(self) -> None:
+        def rows(query: str) -> set[tuple[Any, ...]]:
+            return set(self.world.conn.execute(query.encode()).fetchall())
+
+        jobs = self.jobs.values()
+        assert rows("SELECT unique_key, job_id FROM roost.unique_keys") == {
+            (job.key, job.id) for job in jobs if job.key and job.state not in TERMINAL
+        }
+        assert rows("SELECT job_id, parents_left, queue FROM roost.blocked") == {
+            (job.id, job.parents_left, job.queue) for job in jobs if job.place == "blocked"
+        }
+        assert rows("SELECT parent_id, child_id FROM roost.dependencies") == self.edges
+        assert rows("SELECT parent_id, child_id FROM roost.cancelled_dependents") == self.cut
+        assert rows("SELECT job_id FROM roost.ended_parents") == {(job_id,) for job_id in self.noted}
+
+    @invariant()
+    def a_job_waits_for_its_parents_and_for_nothing_else(self) -> None:
+        for job in self.jobs.values():
+            waits_for = [parent for parent, child in self.edges if child == job.id]
+            if job.place == "blocked":
+                assert len(waits_for) == job.parents_left > 0
+                for parent in waits_for:
+                    assert self.jobs[parent].state not in TERMINAL or parent in self.noted
+            elif job.place is not None:
+                assert all(self.jobs[parent].state is COMPLETED for parent in job.parents)
 
     @invariant()
     def the_database_holds_what_the_model_does(self) -> None:
@@ -694,6 +884,7 @@ class Histories(RuleBasedStateMachine):
         freed = await statements.rescue(store, reason="gone", error_cap=ERROR_CAP)
         assert freed.keys() == {job.id for job in self.claimed()}
         left = unfinished.keys() - {job_id for job_id, state in freed.items() if state in TERMINAL}
+        left -= {job.id for job in unfinished.values() if job.place == "blocked"}  # by their parents' way
         able = {job_id for job_id in left if unfinished[job_id].queue not in self.paused}
         worker_id = await add_worker(store)
         assert {job.id for job in await statements.claim(store, worker_id, everywhere(QUEUES), len(left) + 1)} == able
