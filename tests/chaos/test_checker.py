@@ -171,6 +171,42 @@ def test_a_story_must_be_that_of_its_kind() -> None:
     assert sturdy.settle("discarded", crash=True, error="WorkerCrash: x").complaints() == ["wrong story"]
 
 
+def beside(first: Tale, second: Tale, *, after: float, **draft: Any) -> list[str]:
+    """The complaints about two jobs, with keys 0 and 1 and ids 1 and 2; the second's time is so much later."""
+    plan = first.evidence.plan
+    other = replace(second.evidence.plan.jobs[0], key=1, **draft)
+    evidence = replace(first.evidence, plan=replace(plan, jobs=(*plan.jobs, other)), told=Enqueued({0: 1, 1: 2}))
+    evidence.rows = {1: first.evidence.rows[1], 2: second.evidence.rows[1]}
+    moved = [replace(c, job_id=2, at=c.at + after, txid=c.txid + 1000) for c in second.changes]
+    changes = sorted([*first.changes, *moved], key=lambda change: change.at)
+    evidence.changes = [replace(change, seq=seq) for seq, change in enumerate(changes)]
+    runs = [replace(r, job_id=2, pid=99, started_at=r.started_at + after) for r in second.runs]
+    evidence.runs = [*first.runs, *(replace(r, ended_at=r.ended_at and r.ended_at + after) for r in runs)]
+    return [violation.check for violation in check(evidence).violations]
+
+
+def test_a_key_that_two_active_jobs_have_is_found() -> None:
+    def unique() -> Tale:
+        return Tale("unique", unique_key="k").claim().start().stop().settle("completed", told_lease=1)
+
+    assert beside(unique(), unique(), after=10) == []
+    assert beside(unique(), unique(), after=3.5) == ["key"]
+    assert beside(unique(), good(), after=3.5) == []
+
+
+def test_a_job_that_runs_before_what_it_depends_on_has_completed_is_found() -> None:
+    def dependent(state: str = "completed") -> Tale:
+        tale = Tale("dependent")
+        return tale.claim().start().stop().settle(state, told_lease=1) if state == "completed" else tale.row(state)
+
+    assert beside(good(), dependent(), after=10, parents=(0,)) == []
+    assert beside(good(), dependent(), after=2.5, parents=(0,)) == ["early"]
+    assert beside(good(), dependent("cancelled"), after=2.5, parents=(0,)) == ["dependent"]
+    dead = Tale("cancelled waiting").row("cancelled")
+    assert beside(dead, dependent("cancelled"), after=2.5, parents=(0,)) == []
+    assert beside(dead, dependent(), after=2.5, parents=(0,)) == ["early", "dependent"]
+
+
 def test_a_finished_job_that_ends_again_ended_twice() -> None:
     assert "ended twice" in good().claim().start().stop().settle("completed", told_lease=2).complaints()
     assert "ended twice" in good().row("retryable").complaints()
