@@ -39,11 +39,11 @@ def test_queues_counts_what_waits(ctl: Ctl, roost: Roost, command: list[str]) ->
         roost.enqueue("send", queue="emails")
     roost.pause_queue("emails")
     assert ctl(*command).lines == [
-        "QUEUE   STATE   AVAILABLE  SCHEDULED  EXECUTING",
-        "emails  paused          3          0          0",
+        "QUEUE   STATE   AVAILABLE  SCHEDULED  EXECUTING  BLOCKED",
+        "emails  paused          3          0          0        0",
     ]
     assert ctl(*command, "--json").json == [
-        {"name": "emails", "paused": True, "available": 3, "scheduled": 0, "executing": 0}
+        {"name": "emails", "paused": True, "available": 3, "scheduled": 0, "executing": 0, "blocked": 0}
     ]
 
 
