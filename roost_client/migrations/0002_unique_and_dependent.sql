@@ -127,7 +127,8 @@ BEGIN
       FROM (SELECT d.parent_id, d.child_id
               FROM unnest(ended) AS e(job_id)
              CROSS JOIN LATERAL (SELECT x.parent_id, x.child_id FROM roost.dependencies x
-                                  WHERE x.parent_id = e.job_id ORDER BY x.child_id LIMIT most) AS d
+                                  WHERE x.parent_id = e.job_id ORDER BY x.child_id LIMIT most
+                                    FOR UPDATE SKIP LOCKED) AS d
              LIMIT most) AS d;
     IF children IS NOT NULL THEN
         -- Those children that are not held; of one that is to be cancelled the job's row, too, which an enqueue that depends

@@ -327,6 +327,27 @@ def test_a_child_that_is_to_be_cancelled_and_is_being_depended_on_is_told_later(
     run(clean_dsn, test)
 
 
+def test_a_child_that_is_being_retried_holds_up_nobody(clean_dsn: str) -> None:
+    """Its retry takes away what is left of edges, and the transaction stays open."""
+
+    async def test(conn: Conn, worker_id: UUID) -> None:
+        dead, parent = await one(conn, queue="other"), await one(conn)
+        child, other = await one(conn, depends_on=[dead, parent]), await one(conn, depends_on=[parent])
+        await conn.execute("SELECT roost.cancel(%s)", (dead,))
+        await follow(conn)
+        async with await connect(clean_dsn) as operator:
+            async with operator.transaction():
+                await operator.execute("SELECT roost.retry(%s, true)", (dead,))
+                await complete_next(conn, worker_id)
+                await conn.execute("SET lock_timeout = '1s'")
+                assert (await follow(conn, [parent]))[0] == 1
+                assert list(await places(conn, other)) == ["ready"]
+        await follow(conn)
+        assert list(await places(conn, child)) == ["blocked"]
+
+    run(clean_dsn, test)
+
+
 def test_a_child_that_is_to_run_and_is_being_depended_on_does_not_wait_for_that(clean_dsn: str) -> None:
     async def test(conn: Conn, worker_id: UUID) -> None:
         parent = await one(conn)
