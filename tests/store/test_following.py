@@ -335,10 +335,10 @@ def test_a_child_that_is_being_retried_holds_up_nobody(clean_dsn: str) -> None:
         child, other = await one(conn, depends_on=[dead, parent]), await one(conn, depends_on=[parent])
         await conn.execute("SELECT roost.cancel(%s)", (dead,))
         await follow(conn)
+        await complete_next(conn, worker_id)
         async with await connect(clean_dsn) as operator:
             async with operator.transaction():
                 await operator.execute("SELECT roost.retry(%s, true)", (dead,))
-                await complete_next(conn, worker_id)
                 await conn.execute("SET lock_timeout = '1s'")
                 assert (await follow(conn, [parent]))[0] == 1
                 assert list(await places(conn, other)) == ["ready"]
