@@ -222,7 +222,6 @@ BAD: list[tuple[str, dict[str, Any]]] = [
     ("depends_on[0]", {"depends_on": [True]}),
     ("depends_on[0]", {"depends_on": [2**63]}),
     ("depends_on[0]", {"depends_on": [JobInsert("a")]}),
-    ("on_duplicate", {"on_duplicate": "return"}),
     ("tags", {"tags": "ab"}),
     ("tags", {"tags": {"a"}}),
     ("tags[0]", {"tags": [1]}),

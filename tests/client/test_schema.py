@@ -201,8 +201,8 @@ def test_a_missing_schema_is_refused(empty_dsn: str) -> None:
 def test_an_outdated_schema_is_refused_and_can_be_brought_up_to_date(dsn: str, conn: Conn, future: Migration) -> None:
     error = refusal(conn)
     assert error.problem == "outdated"
-    assert "0002 future not applied" in str(error)
-    assert [s.state for s in schema.status(conn)] == ["applied", "pending"]
+    assert f"{future.version:04} future not applied" in str(error)
+    assert [s.state for s in schema.status(conn)][-2:] == ["applied", "pending"]
     assert schema.apply_migrations(conn) == [future]
     schema.check(conn)
 
@@ -222,7 +222,7 @@ def test_a_newer_schema_is_refused_by_check_and_by_apply(conn: Conn) -> None:
     conn.rollback()
     with pytest.raises(SchemaError, match="does not know"):
         schema.apply_migrations(conn)
-    assert [s.state for s in schema.status(conn)] == ["applied", "unknown"]
+    assert [s.state for s in schema.status(conn)] == ["applied"] * len(schema.migrations()) + ["unknown"]
 
 
 def test_an_altered_migration_is_refused_by_check_and_by_apply(conn: Conn) -> None:
