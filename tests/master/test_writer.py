@@ -39,7 +39,14 @@ async def _writer(dsn: str, lock_timeout: str) -> AsyncIterator[Writer]:
     assert "lock_timeout = '50ms'" in statements.WRITE_SESSION
     session: Any = statements.WRITE_SESSION.replace("50ms", lock_timeout)
     link = Link(dsn, "write", session=session)
-    writer = Writer(link, error_cap=lambda: 10, retry_seconds=0.1, decide=decide, on_settled=lambda *_: None)
+    writer = Writer(
+        link,
+        error_cap=lambda: 10,
+        retry_seconds=0.1,
+        decide=decide,
+        on_settled=lambda *_: None,
+        on_parents=lambda parents: None,
+    )
     task = asyncio.create_task(writer.run())
     try:
         yield writer

@@ -446,13 +446,13 @@ class Histories(RuleBasedStateMachine):
         numbers, now = [self.new_number() for _ in new], datetime.now(UTC)
         inserts: list[JobInsert] = []
         for number, (fields, key), ids, places in zip(numbers, new, outside, inside, strict=True):
-            parents = [*ids, *(inserts[place] for place in places)]
+            parents: list[int | JobInsert] = [*ids, *(inserts[place] for place in places)]
             inserts.append(JobInsert(**self.insertion(number, fields, now), unique_key=key, depends_on=parents))
         added = enqueue_many(inserts, conn=self.world.conn)
         query = (
             "SELECT (args ->> 'number')::integer, id FROM roost.job_rows WHERE (args ->> 'number')::integer = ANY (%s)"
         )
-        ids_by_number = dict(self.world.conn.execute(query, (numbers,)).fetchall())
+        ids_by_number: dict[int, int] = dict(self.world.conn.execute(query, (numbers,)).fetchall())
         moment, actual = self.moment(), []
         taken = {job.key: job.id for job in self.jobs.values() if job.key and job.state not in TERMINAL}
         for number, (fields, key), ids, places in zip(numbers, new, outside, inside, strict=True):

@@ -163,18 +163,22 @@ def test_no_job_runs_before_its_parents_have_ended_whatever_is_killed(start_daem
     print(f"KILL_SEED={SEED}")
     dice = random.Random(SEED)
     daemon = start_daemon({**SETTINGS, "pools": {"default": {"concurrency": 3}}})
-    inserts: list[JobInsert] = []
-    for n in range(400):
-        parents = dice.sample(inserts[-30:], min(len(inserts), dice.choice([0, 1, 1, 2, 5])))
-        inserts.append(JobInsert("note", {"line": str(n), "seconds": dice.choice([0, 0, 0.02])}, depends_on=parents))
+    pauses = [dice.choice([0, 0, 0.02]) for _ in range(400)]
+    parents = [dice.sample(range(max(0, n - 30), n), min(n, dice.choice([0, 1, 1, 2, 5]))) for n in range(400)]
     done = threading.Event()
     killer = Killer(daemon, jobs, dice)
     with ThreadPoolExecutor(1) as pool:
         killing = pool.submit(killer.kill_until, done, 0.5)
         try:
             for at in range(0, 400, 40):
-                part = inserts[at : at + 40]
-                _enqueue_part(jobs, inserts, part)
+                ids = {
+                    row["line"]: row["id"] for row in jobs.query("SELECT id, args ->> 'line' AS line FROM roost.jobs")
+                }
+                made: dict[int, JobInsert] = {}  # of this call; those before it are named by their ids
+                for n in range(at, at + 40):
+                    depends_on = [made.get(parent) or ids[str(parent)] for parent in parents[n]]
+                    made[n] = JobInsert("note", {"line": str(n), "seconds": pauses[n]}, depends_on=depends_on)
+                jobs.roost.enqueue_many(made.values())
             eventually(
                 lambda: jobs.count("completed") == 400 or killing.done(),
                 lambda: f"end of all jobs. {daemon.told()}",
@@ -192,20 +196,6 @@ def test_no_job_runs_before_its_parents_have_ended_whatever_is_killed(start_daem
             assert first[line_of[parent]] < first[row["line"]], f"job {row['id']} ran before its parent {parent}"
     assert jobs.query("SELECT * FROM roost.blocked") == jobs.query("SELECT * FROM roost.dependencies") == []
     eventually(lambda: not jobs.query("SELECT * FROM roost.ended_parents"), "end of what was noted")
-
-
-def _enqueue_part(jobs: Jobs, inserts: list[JobInsert], part: list[JobInsert]) -> None:
-    """Enqueues jobs whose parents may have been enqueued before; `line` tells which is which."""
-    ids = {row["line"]: row["id"] for row in jobs.query("SELECT id, args ->> 'line' AS line FROM roost.jobs")}
-    now = {id(insert): insert for insert in part}
-    made: dict[int, JobInsert] = {}
-    for insert in part:
-        parents = [
-            made[id(parent)] if id(parent) in now else ids[parent.args["line"]]  # type: ignore[index,call-overload]
-            for parent in insert.depends_on or ()
-        ]
-        made[id(insert)] = JobInsert(insert.task, insert.args, depends_on=parents)
-    jobs.roost.enqueue_many(list(made.values()))
 
 
 @pytest.mark.timeout(240)
