@@ -13,7 +13,7 @@ from typing import NoReturn
 
 import click
 
-from bench import backlog, crowd, drain, enqueue, idle, latency, memory
+from bench import backlog, crowd, drain, enqueue, following, idle, latency, memory
 from bench.figures import Figure, table, write_json
 from bench.rig import BenchError, Rig
 from bench.scale import FULL, QUICK, Scale
@@ -25,6 +25,7 @@ MEASUREMENTS: dict[str, Callable[[Rig, Scale], Iterable[Figure]]] = {
     "latency": latency.measure,
     "enqueue": enqueue.measure,
     "crowd": crowd.measure,
+    "following": following.measure,
     "backlog": backlog.measure,
     "memory": memory.measure,
     "idle": idle.measure,

@@ -22,7 +22,10 @@ _LAST_LEASE = "SELECT coalesce(pg_sequence_last_value('roost.lease_seq'), 0)"
 
 def clear(conn: psycopg.Connection[Any]) -> None:
     """Empties the tables and has all else written out, so that no checkpoint falls into the measurement."""
-    conn.execute("TRUNCATE roost.job_rows, roost.ready, roost.scheduled, roost.claims")
+    conn.execute(
+        "TRUNCATE roost.job_rows, roost.ready, roost.scheduled, roost.claims, roost.unique_keys, roost.blocked,"
+        " roost.dependencies, roost.cancelled_dependents, roost.ended_parents"
+    )
     conn.execute("CHECKPOINT")
 
 

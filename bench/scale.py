@@ -16,6 +16,8 @@ class Scale:
     enqueue_rounds: int = 3
     crowd_seconds: float = 2.0
     crowd_rounds: int = 5
+    chain_jobs: int = 500
+    following_rounds: int = 5
     backlog_rows: int = 1_000_000
     backlog_jobs: int = 10_000
     backlog_rounds: int = 15
@@ -34,6 +36,8 @@ QUICK = Scale(
     enqueue_rounds=1,
     crowd_seconds=0.2,
     crowd_rounds=1,
+    chain_jobs=20,
+    following_rounds=1,
     backlog_rows=5_000,
     backlog_jobs=1_000,
     backlog_rounds=1,

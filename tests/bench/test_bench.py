@@ -36,7 +36,9 @@ def test_the_table_has_a_line_for_each_figure() -> None:
 @pytest.mark.database
 @pytest.mark.timeout(300)
 def test_the_measurements_run_and_are_kept(tmp_path: Path) -> None:
-    only = [word for name in ("drain", "latency", "enqueue", "crowd", "memory") for word in ("--only", name)]
+    only = [
+        word for name in ("drain", "latency", "enqueue", "crowd", "following", "memory") for word in ("--only", name)
+    ]
     path = tmp_path / "figures.json"
     done = subprocess.run(
         [sys.executable, "-m", "bench", "--quick", *only, "--json", str(path)],
