@@ -55,6 +55,10 @@ class Demand:
         if self._hints > HINTS_PER_SECOND * _HINT_SPAN:
             self._call_busy()
 
+    def made_ready(self) -> None:
+        """Takes note that there may be new jobs, by our own doing."""
+        self._dry = False
+
     def claimed(self, asked: int, got: int, asked_at: float, now: float) -> None:
         """Takes in the answer to a claim of `asked` jobs that was made at `asked_at`."""
         if got >= asked:

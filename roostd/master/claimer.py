@@ -222,6 +222,9 @@ class Claimer:
         elif not told:
             self._follow_at = self._loop.time() + _HELD_SECONDS
         self.follow(more)
+        if told:
+            for run in self._pools.values():
+                run.demand.made_ready()
         return told
 
     async def _claim(self, run: PoolRun, limit: int, ranges: list[Range]) -> int:
