@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable, Iterable, Sequence
 from datetime import datetime
 from types import TracebackType
@@ -17,7 +18,8 @@ from .connections import AsyncConnections
 from .fields import UNSET, shows_documented_defaults
 from .registry import DEFAULT_HANDLERS, HandlerRegistry
 from .statements import Statement
-from .types import AddedCount, Job, JobInsert, JobState, QueueInfo, WorkerInfo
+from .types import AddedCount, Job, JobInsert, JobOutcome, JobState, QueueInfo, WorkerInfo
+from .waiting import Waiter, Waits
 
 T = TypeVar("T")
 
@@ -30,10 +32,12 @@ class AsyncRoost:
 
     def __init__(self, dsn: str, *, registry: HandlerRegistry | None = None) -> None:
         self._connections = AsyncConnections(dsn)
+        self._waits = Waits(dsn)
         self._registry = DEFAULT_HANDLERS if registry is None else registry
 
     async def close(self) -> None:
         """As Roost.close."""
+        self._waits.close()
         self._connections.close()
 
     async def __aenter__(self) -> Self:
@@ -92,6 +96,39 @@ class AsyncRoost:
         """As Roost.enqueue_many."""
         jobs = list(jobs)
         return await self._run(statements.enqueue_many(self._registry, jobs), conn) if jobs else AddedCount(0)
+
+    async def wait_for(
+        self,
+        job_id: int,
+        *,
+        timeout: float | None = 30.0,
+        poll_interval: float = 1.0,
+        raise_on_failure: bool = True,
+    ) -> JobOutcome:
+        """As Roost.wait_for."""
+        loop = asyncio.get_running_loop()
+        news = asyncio.Event()
+
+        def wake() -> None:
+            try:
+                loop.call_soon_threadsafe(news.set)
+            except RuntimeError:
+                pass  # the loop was closed, and this task with it
+
+        waiter = Waiter(job_id, timeout, poll_interval, wake)
+        try:
+            self._waits.join(waiter)
+            while waiter.end is None:
+                seconds = self._waits.seconds_left(waiter)
+                try:
+                    async with asyncio.timeout(seconds):
+                        await news.wait()
+                except TimeoutError:
+                    continue  # unless that was all of them
+                news.clear()
+        finally:
+            self._waits.leave(waiter)
+        return waiter.outcome(raise_on_failure)
 
     async def cancel(self, job_id: int, *, conn: psycopg.AsyncConnection[Any] | None = None) -> JobState:
         """As Roost.cancel."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Iterable, Sequence
 from datetime import datetime
 from types import TracebackType
@@ -17,7 +18,8 @@ from .connections import Connections
 from .fields import UNSET, shows_documented_defaults
 from .registry import DEFAULT_HANDLERS, HandlerRegistry
 from .statements import Statement
-from .types import AddedCount, Job, JobInsert, JobState, QueueInfo, WorkerInfo
+from .types import AddedCount, Job, JobInsert, JobOutcome, JobState, QueueInfo, WorkerInfo
+from .waiting import Waiter, Waits
 
 T = TypeVar("T")
 
@@ -33,10 +35,15 @@ class Roost:
 
     def __init__(self, dsn: str, *, registry: HandlerRegistry | None = None) -> None:
         self._connections = Connections(dsn)
+        self._waits = Waits(dsn)
         self._registry = DEFAULT_HANDLERS if registry is None else registry
 
     def close(self) -> None:
-        """Close the client's idle connections; it may still be used and then opens new ones."""
+        """Close the client's idle connections; it may still be used and then opens new ones.
+
+        Whoever waits for a job through it gets a RoostError.
+        """
+        self._waits.close()
         self._connections.close()
 
     def __enter__(self) -> Self:
@@ -112,6 +119,34 @@ class Roost:
         """
         jobs = list(jobs)
         return self._run(statements.enqueue_many(self._registry, jobs), conn) if jobs else AddedCount(0)
+
+    def wait_for(
+        self,
+        job_id: int,
+        *,
+        timeout: float | None = 30.0,
+        poll_interval: float = 1.0,
+        raise_on_failure: bool = True,
+    ) -> JobOutcome:
+        """Wait until a job has ended, and return its outcome.
+
+        `timeout` is in seconds, None for ever; the job goes on when it is over. The end is told by the database as it
+        happens; every `poll_interval` seconds the job is looked at besides. However many wait through one client, they
+        share one connection and one query. The job must be committed: not to be used in the transaction that enqueues
+        it. Raises JobFailed for a job that was discarded or cancelled, unless `raise_on_failure` is false;
+        JobTimeoutError; JobNotFoundError for a job that isn't there, or not yet; RoostError when the client is closed
+        meanwhile. A connection that is lost meanwhile is made again until the timeout.
+        """
+        news = threading.Event()
+        waiter = Waiter(job_id, timeout, poll_interval, news.set)
+        try:
+            self._waits.join(waiter)
+            while waiter.end is None:
+                news.wait(self._waits.seconds_left(waiter))
+                news.clear()
+        finally:
+            self._waits.leave(waiter)
+        return waiter.outcome(raise_on_failure)
 
     def cancel(self, job_id: int, *, conn: psycopg.Connection[Any] | None = None) -> JobState:
         """Cancel a waiting job, ask for the cancel of a running one, and return the state it is in then.

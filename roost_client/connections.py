@@ -25,29 +25,33 @@ MAX_CONNECTIONS = 10  # open at once, of one client in one process (and event lo
 # No prepared statements, unless the other end turns out to be PostgreSQL itself: behind PgBouncer in transaction mode
 # the next statement may run on another server connection.
 # UTF-8 whatever the environment, the DSN, the role or the database say: nothing narrower holds every name and argument.
-_OPTIONS: dict[str, Any] = {
+OPTIONS: dict[str, Any] = {
     "autocommit": True,
     "prepare_threshold": None,
     "client_encoding": "UTF8",
     "fallback_application_name": "roost_client",
 }
 
-_SERVER_PID = "SELECT pg_backend_pid()"
+SERVER_PID = "SELECT pg_backend_pid()"
 
 
-class _OwnConnection(psycopg.Connection[Any]):
+class OwnConnection(psycopg.Connection[Any]):
+    """One that may be left open."""
+
     # psycopg warns of a connection that was not closed. These are meant to stay open until the process ends; libpq
     # closes them then, and psycopg sees to it that a forked child does not.
     def __del__(self, *_: object) -> None:
         pass
 
 
-class _OwnAsyncConnection(psycopg.AsyncConnection[Any]):
+class OwnAsyncConnection(psycopg.AsyncConnection[Any]):
+    """As OwnConnection."""
+
     def __del__(self, *_: object) -> None:
         pass
 
 
-C = TypeVar("C", _OwnConnection, _OwnAsyncConnection)
+C = TypeVar("C", OwnConnection, OwnAsyncConnection)
 
 
 class _Idle(Generic[C]):
@@ -62,7 +66,7 @@ class _Idle(Generic[C]):
                 connection = self._connections.pop()
             except IndexError:  # another thread was faster
                 break
-            if _is_usable(connection):
+            if is_usable(connection):
                 return connection
             connection.pgconn.finish()
         return None
@@ -88,7 +92,7 @@ class Connections:
 
     def _start_afresh(self) -> None:
         self._pid = os.getpid()
-        self._idle: _Idle[_OwnConnection] = _Idle()
+        self._idle: _Idle[OwnConnection] = _Idle()
         self._free = threading.Semaphore(MAX_CONNECTIONS)
 
     @contextmanager
@@ -103,9 +107,9 @@ class Connections:
             finally:
                 self._idle.give(connection)
 
-    def _connect(self) -> _OwnConnection:
-        connection = _OwnConnection.connect(self._dsn, **_OPTIONS)
-        if _is_direct(connection, connection.execute(_SERVER_PID).fetchone()):
+    def _connect(self) -> OwnConnection:
+        connection = OwnConnection.connect(self._dsn, **OPTIONS)
+        if is_direct(connection, connection.execute(SERVER_PID).fetchone()):
             connection.prepare_threshold = PREPARE_AFTER
         return connection
 
@@ -124,7 +128,7 @@ class AsyncConnections:
 
     def _start_afresh(self) -> None:
         self._pid = os.getpid()
-        self._of_loop: dict[asyncio.AbstractEventLoop, tuple[_Idle[_OwnAsyncConnection], asyncio.Semaphore]] = {}
+        self._of_loop: dict[asyncio.AbstractEventLoop, tuple[_Idle[OwnAsyncConnection], asyncio.Semaphore]] = {}
 
     @asynccontextmanager
     async def borrow(self) -> AsyncIterator[psycopg.AsyncConnection[Any]]:
@@ -145,10 +149,10 @@ class AsyncConnections:
             finally:
                 idle.give(connection)
 
-    async def _connect(self) -> _OwnAsyncConnection:
-        connection = await _OwnAsyncConnection.connect(self._dsn, **_OPTIONS)
-        cursor = await connection.execute(_SERVER_PID)
-        if _is_direct(connection, await cursor.fetchone()):
+    async def _connect(self) -> OwnAsyncConnection:
+        connection = await OwnAsyncConnection.connect(self._dsn, **OPTIONS)
+        cursor = await connection.execute(SERVER_PID)
+        if is_direct(connection, await cursor.fetchone()):
             connection.prepare_threshold = PREPARE_AFTER
         return connection
 
@@ -172,14 +176,14 @@ def check_dsn(dsn: str) -> str:
     return dsn
 
 
-def _is_direct(
+def is_direct(
     connection: psycopg.Connection[Any] | psycopg.AsyncConnection[Any], answer: tuple[Any, ...] | None
 ) -> bool:
     """Whether the server that answers is the one that was greeted: a pooler gives out process ids of its own."""
     return answer == (connection.info.backend_pid,)
 
 
-def _is_usable(connection: psycopg.Connection[Any] | psycopg.AsyncConnection[Any]) -> bool:
+def is_usable(connection: psycopg.Connection[Any] | psycopg.AsyncConnection[Any]) -> bool:
     """Whether the connection is open and quiet. A server that went away, or has something to say, is readable."""
     if connection.closed:
         return False

@@ -17,6 +17,7 @@ MAX_NAME_LENGTH = 128  # characters; the database holds the same bound
 MAX_KEY_LENGTH = 512  # characters, of four bytes at most; a btree's entry may have 2,700
 INT4_MAX = 2**31 - 1
 INT8_MAX = 2**63 - 1
+MAX_SECONDS = 31_622_400  # a year
 MAX_INTEGER_DIGITS = 4300  # what Python reads back without being told otherwise (sys.set_int_max_str_digits)
 # A day off the ends of what Python can hold, so that it can in any time zone; the database holds the same bounds.
 EARLIEST = datetime(1, 1, 2, tzinfo=UTC)
@@ -141,6 +142,15 @@ def count(path: str, value: object) -> int:
 
 def optional_count(path: str, value: object) -> int | None:
     return None if value is None else count(path, value)
+
+
+def seconds(path: str, value: object) -> float:
+    """Return a duration of at least 0 seconds."""
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        raise Refused(path, f"must be a number of seconds, not {shown(value)}")
+    if not 0 <= value <= MAX_SECONDS:  # false for NaN too
+        raise Refused(path, f"must be 0 to {MAX_SECONDS} seconds, not {shown(value)}")
+    return float(value)
 
 
 def tags(path: str, value: object) -> tuple[str, ...]:

@@ -9,7 +9,7 @@ connection has.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime
@@ -32,6 +32,7 @@ Rows = list[tuple[Any, ...]]
 
 MAX_MESSAGE_BYTES = 900_000_000  # PostgreSQL takes values of up to 1 GB
 SEPARATOR = "\x01"  # between the JSON texts of a bulk: JSON never holds it unescaped
+MIN_POLL_SECONDS = 0.01  # a waiter that looks more often than that does nobody any good
 BATCH_SIZE = 1000  # jobs that one requeue statement locks: some tens of milliseconds
 
 _NO_DEFAULTS = TaskDefaults()
@@ -298,6 +299,67 @@ def get_job(job_id: int) -> Statement[Job]:
     return Statement(f"get job {checked}", sql, (str(checked),), read)
 
 
+@dataclass(frozen=True, slots=True)
+class Look:
+    """What a waiter sees of its job: whether it has ended, and whether its end will be told. JSON is still text."""
+
+    state: JobState
+    awaited: bool
+    result: str | None
+    errors: str | None
+
+
+def await_jobs(job_ids: Iterable[int]) -> Statement[None]:
+    """Mark jobs as awaited, so that whoever ends one says so; those that another transaction holds are passed over.
+
+    Nobody may be kept waiting by a row that an open transaction has locked.
+    """
+    return Statement(
+        "wait for jobs",
+        """\
+WITH waiting AS MATERIALIZED (
+    SELECT id FROM roost.job_rows
+     WHERE id = ANY (%s::bigint[]) AND NOT awaited AND state IN ('available', 'retryable')
+     ORDER BY id
+       FOR NO KEY UPDATE SKIP LOCKED
+)
+UPDATE roost.job_rows j SET awaited = true
+  FROM waiting
+ WHERE j.id = waiting.id AND j.state IN ('available', 'retryable')
+RETURNING j.id""",
+        (_numbers_text(job_ids),),
+        _nothing,
+    )
+
+
+def look_at_jobs(job_ids: Iterable[int]) -> Statement[dict[int, Look]]:
+    """Read how jobs stand, those in the archive included; an id without a job is left out."""
+    ids = _numbers_text(job_ids)
+    return Statement(
+        "wait for jobs",
+        """\
+SELECT id, state, awaited,
+       CASE WHEN state IN ('completed', 'discarded', 'cancelled') THEN result::text END,
+       CASE WHEN state IN ('completed', 'discarded', 'cancelled') THEN errors::text END
+  FROM roost.job_rows WHERE id = ANY (%s::bigint[])
+UNION ALL
+SELECT id, state, true, result::text, errors::text FROM roost.jobs_archive WHERE id = ANY (%s::bigint[])""",
+        (ids, ids),
+        lambda rows: {row[0]: Look(JobState(row[1]), *row[2:]) for row in rows},
+    )
+
+
+def checked_wait(job_id: int, timeout: float | None, poll_interval: float) -> tuple[int, float | None, float]:
+    """Return the arguments of wait_for. Raises InvalidJobError."""
+    checked_id = _job_id("wait for", job_id)
+    with _refusing(f"wait for job {checked_id}"):
+        checked_timeout = None if timeout is None else fields.seconds("timeout", timeout)
+        checked_interval = fields.seconds("poll_interval", poll_interval)
+        if checked_interval < MIN_POLL_SECONDS:
+            raise Refused("poll_interval", f"must be at least {MIN_POLL_SECONDS} seconds, not {checked_interval}")
+    return checked_id, checked_timeout, checked_interval
+
+
 def list_jobs(
     queue: str | None, task: str | None, state: str | None, before_id: int | None, limit: int
 ) -> Statement[list[Job]]:
@@ -551,12 +613,13 @@ def explained(
     """Return a clearer error for one of a missing schema or an encoding, None for any other."""
     if isinstance(error, UnicodeEncodeError):
         return InvalidJobError(f"cannot {what}: client_encoding of conn cannot hold it: {error}", "conn")
+    is_outdated = isinstance(error, psycopg.errors.UndefinedColumn) and "awaited" in str(error)
     missing = (psycopg.errors.InvalidSchemaName, psycopg.errors.UndefinedTable, psycopg.errors.UndefinedFunction)
-    if isinstance(error, missing) and "roost" in str(error):
+    if is_outdated or (isinstance(error, missing) and "roost" in str(error)):
         return SchemaError(
             f"cannot {what}: the schema roost of database {conn.info.dbname!r} is missing or out of date;"
             " run `roostctl migrate up`, or call setup_schema()",
-            "outdated" if isinstance(error, psycopg.errors.UndefinedFunction) else "missing",
+            "outdated" if is_outdated or isinstance(error, psycopg.errors.UndefinedFunction) else "missing",
         )
     return None
 
@@ -663,6 +726,10 @@ def _array_text(values: Sequence[str]) -> str:
 def _quoted(value: str) -> str:
     """An element of an array's literal."""
     return '"' + value.replace("\\", "\\\\").replace('"', '\\"') + '"'
+
+
+def _numbers_text(values: Iterable[int]) -> str:
+    return "{" + ",".join(map(str, values)) + "}"
 
 
 def _integer(rows: Rows) -> int:

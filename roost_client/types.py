@@ -94,12 +94,17 @@ def _read_json(text: str | None) -> Any:
 
 @dataclass(frozen=True, slots=True)
 class JobOutcome:
-    """How an awaited job ended."""
+    """How an awaited job ended. `state` is a JobState, `result` None unless that is `completed`."""
 
     id: int
     state: str
     result: Any | None
     errors: list[dict[str, Any]]
+
+    @classmethod
+    def from_texts(cls, job_id: int, state: str, result: str | None, errors: str | None) -> Self:
+        """Make one of JSON texts, as Job.from_row reads them."""
+        return cls(job_id, state, _read_json(result), _read_json(errors) or [])
 
 
 class AddedCount(int):
