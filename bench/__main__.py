@@ -13,7 +13,7 @@ from typing import NoReturn
 
 import click
 
-from bench import backlog, crowd, drain, enqueue, following, idle, latency, memory
+from bench import backlog, crowd, drain, enqueue, following, idle, latency, memory, waiting
 from bench.figures import Figure, table, write_json
 from bench.rig import BenchError, Rig
 from bench.scale import FULL, QUICK, Scale
@@ -23,6 +23,7 @@ LIMIT_SECONDS = 900  # for all of it; it takes about a third on two cores
 MEASUREMENTS: dict[str, Callable[[Rig, Scale], Iterable[Figure]]] = {
     "drain": drain.measure,
     "latency": latency.measure,
+    "waiting": waiting.measure,
     "enqueue": enqueue.measure,
     "crowd": crowd.measure,
     "following": following.measure,

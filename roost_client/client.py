@@ -164,12 +164,12 @@ class Roost:
         A finished one starts again at its first attempt and keeps its errors; `with_dependents`, so do those that were
         cancelled for its sake, all the way down, but for one with another dead parent or whose key another job has.
         Raises JobNotFoundError; DuplicateUniqueJobError; and JobStateError for a job that is executing or completed,
-        or was cancelled for a parent's sake that is dead still.
+        was cancelled for a parent's sake that is dead still, or is in the archive.
         """
         return self._run(statements.retry(job_id, with_dependents), conn)
 
     def get_job(self, job_id: int, *, conn: psycopg.Connection[Any] | None = None) -> Job:
-        """Return a job. Raises JobNotFoundError."""
+        """Return a job, also one that is in the archive. Raises JobNotFoundError."""
         return self._run(statements.get_job(job_id), conn)
 
     def list_jobs(

@@ -238,7 +238,12 @@ def cancel(job_id: int) -> Statement[JobState]:
             raise _no_job("cancel", checked)
         return JobState(rows[0][0])
 
-    return Statement(f"cancel job {checked}", "SELECT roost.cancel(%s::bigint)", (str(checked),), read)
+    return Statement(
+        f"cancel job {checked}",
+        "SELECT coalesce(roost.cancel(%s::bigint), roost.archived_state(%s::bigint))",
+        (str(checked), str(checked)),
+        read,
+    )
 
 
 def retry(job_id: int, with_dependents: bool = False) -> Statement[JobState]:
@@ -246,7 +251,12 @@ def retry(job_id: int, with_dependents: bool = False) -> Statement[JobState]:
     checked = _job_id("retry", job_id)
 
     def read(rows: Rows) -> JobState:
-        ((state, duplicate_of, dead_parent),) = rows
+        ((state, duplicate_of, dead_parent, archived_state),) = rows
+        if archived_state is not None:
+            raise JobStateError(
+                f"cannot retry job {checked}: it was {archived_state} and is in the archive; enqueue it anew",
+                archived_state,
+            )
         if state is None:
             raise _no_job("retry", checked)
         if duplicate_of is not None:
@@ -268,8 +278,10 @@ def retry(job_id: int, with_dependents: bool = False) -> Statement[JobState]:
 
     return Statement(
         f"retry job {checked}",
-        "SELECT r.state, r.duplicate_of, r.dead_parent FROM roost.try_retry(%s::bigint, %s::boolean) AS r",
-        (str(checked), str(bool(with_dependents))),
+        "SELECT r.state, r.duplicate_of, r.dead_parent,"
+        " CASE WHEN r.state IS NULL THEN roost.archived_state(%s::bigint) END"
+        " FROM roost.try_retry(%s::bigint, %s::boolean) AS r",
+        (str(checked), str(checked), str(bool(with_dependents))),
         read,
     )
 
@@ -287,7 +299,7 @@ args::text, errors::text, result::text, metadata::text"""
 
 
 def get_job(job_id: int) -> Statement[Job]:
-    """Read one job."""
+    """Read one job, also of the archive."""
     checked = _job_id("get", job_id)
 
     def read(rows: Rows) -> Job:
@@ -295,8 +307,11 @@ def get_job(job_id: int) -> Statement[Job]:
             raise _no_job("get", checked)
         return _job(rows[0])
 
-    sql: LiteralString = f"SELECT {_JOB_COLUMNS} FROM roost.jobs WHERE id = %s::bigint"
-    return Statement(f"get job {checked}", sql, (str(checked),), read)
+    sql: LiteralString = (
+        f"SELECT {_JOB_COLUMNS} FROM roost.jobs WHERE id = %s::bigint"
+        f" UNION ALL SELECT {_JOB_COLUMNS} FROM roost.jobs_archive WHERE id = %s::bigint"
+    )
+    return Statement(f"get job {checked}", sql, (str(checked), str(checked)), read)
 
 
 @dataclass(frozen=True, slots=True)

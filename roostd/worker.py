@@ -30,7 +30,7 @@ class Worker:
     Each child imports the modules in which the functions of `registry` (default: what @job filled) are defined, found
     on this process's `sys.path`; importing them must register the tasks. The options mean what the keys of the same
     name mean in the daemon's configuration, and intervals are seconds. Those of the API reference that later versions
-    bring are missing: run_cron, archive_after_seconds, archive_interval, result_ttl_seconds, hooks.
+    bring are missing: run_cron, hooks.
 
     Unlike the daemon, it cannot catch what a job puts into a session of its own if the job's child then crashes. It
     logs by structlog as the program has configured that, or else to stderr.
@@ -54,6 +54,9 @@ class Worker:
         shutdown_timeout: float = 30.0,
         listen_reconnect_delay: float = 1.0,
         error_cap: int = 20,
+        archive_after_seconds: float | None = None,
+        archive_interval: float = 60.0,
+        result_ttl_seconds: float | None = None,
         startup_max_retries: int = 30,
         startup_retry_delay: float = 1.0,
     ) -> None:
@@ -75,8 +78,17 @@ class Worker:
                 orphan_stale_after=orphan_stale_after,
                 shutdown_timeout=shutdown_timeout,
                 error_cap=error_cap,
-            ),
-            **({} if prefetch is None else _checked("worker", prefetch=prefetch)),
+                archive_interval=archive_interval,
+                **{
+                    name: value
+                    for name, value in (
+                        ("prefetch", prefetch),
+                        ("archive_after_seconds", archive_after_seconds),
+                        ("result_ttl_seconds", result_ttl_seconds),
+                    )
+                    if value is not None
+                },
+            )
         )
         if orphan_stale_after <= 2 * heartbeat_interval:
             raise ValueError(

@@ -143,6 +143,7 @@ def _read_dsn(value: Any, base: Path) -> str:
 _YEAR_SECONDS = 366 * 86400
 _INTERVAL = _number("a number of seconds, above 0 and at most a year", lambda value: 0 < value <= _YEAR_SECONDS)
 _DURATION = _number("a number of seconds, from 0 to a year", lambda value: 0 <= value <= _YEAR_SECONDS)
+_AGE = _number("a number of seconds, from 0 to a hundred years", lambda value: 0 <= value <= 100 * _YEAR_SECONDS)
 _MEMORY = _size(1 << 20, 1 << 50)
 
 KINDS: Mapping[str, Mapping[str, Kind]] = {
@@ -166,6 +167,10 @@ KINDS: Mapping[str, Mapping[str, Kind]] = {
         "error_cap": _integer(1, 1000),
         "max_crashes": _integer(1, 1000),
         "max_result_bytes": _size(1 << 10, 1 << 26),
+        "archive_after_seconds": _AGE,
+        "archive_interval": _INTERVAL,
+        "archive_delete_after_seconds": _AGE,
+        "result_ttl_seconds": _AGE,
     },
     "worker.retry_strategy": {
         "strategy": _choice(*STRATEGY_ARGUMENTS),

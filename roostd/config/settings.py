@@ -73,6 +73,10 @@ class WorkerConfig:
     error_cap: int = 20
     max_crashes: int = 3
     max_result_bytes: int = 1048576
+    archive_after_seconds: float | None = None
+    archive_interval: float = 60.0
+    archive_delete_after_seconds: float | None = None
+    result_ttl_seconds: float | None = None
     retry_strategy: RetryPolicy = field(default_factory=RetryPolicy)
 
 

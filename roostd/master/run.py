@@ -36,7 +36,7 @@ from roostd.core.identity import Identity, is_dead_predecessor
 from roostd.core.job import ClaimedJob
 from roostd.core.outcome import Ending, Report, Settlement, SoftReason, settle
 from roostd.core.pool import Assign, CallOff, Kill, Pool, ProtocolError, Remind, Retire, Settle, TakeBack
-from roostd.master import heart
+from roostd.master import heart, housekeeping
 from roostd.master.children import ChildProcess
 from roostd.master.claimer import Claimer, PoolRun
 from roostd.master.database import DatabaseGone, Link
@@ -154,6 +154,9 @@ class Master:
         self._write_link = Link(dsn, "write", session=statements.WRITE_SESSION)
         self._beat_link = Link(dsn, "heartbeat", timeout_seconds=max(1.0, self._config.worker.heartbeat_interval))
         self._listen_link = Link(dsn, "listen", timeout_seconds=20.0)
+        self._tidy_link = Link(
+            dsn, "housekeeping", session=statements.SESSION
+        )  # open only while there is something to do
         retry = self._config.database.listen_reconnect_delay
         self._writer = Writer(
             self._write_link,
@@ -202,7 +205,7 @@ class Master:
                 self._reload()
             self._claiming = self._loop.create_task(self._claimer.run())
             stopped = self._loop.create_task(self._stop.wait())
-            regularly = (self._reap_regularly(), self._notify_regularly(), listener.run())
+            regularly = (self._reap_regularly(), self._tidy_regularly(), self._notify_regularly(), listener.run())
             tasks += [stopped, self._claiming, *map(self._loop.create_task, regularly)]
             done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
             for task in done - {stopped}:
@@ -217,7 +220,7 @@ class Master:
             for task in tasks:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
-            for link in (self._claim_link, self._write_link, self._beat_link, self._listen_link):
+            for link in (self._claim_link, self._write_link, self._beat_link, self._listen_link, self._tidy_link):
                 await link.close()
             if self._owns_process:
                 # The loop takes its handlers away as it closes, and an embedded database has yet to be stopped.
@@ -1032,6 +1035,16 @@ class Master:
                 self._claimer.check_claims()
             except DatabaseGone as error:
                 _log.warning("reaper.failed", error=str(error))
+
+    async def _tidy_regularly(self) -> None:
+        while True:
+            await asyncio.sleep(self._config.worker.archive_interval)
+            try:
+                await housekeeping.tidy(self._tidy_link, self._config.worker)
+            except (DatabaseGone, psycopg.Error) as error:
+                _log.warning("housekeeping.failed", error=str(error))
+            finally:
+                await self._tidy_link.close()
 
     async def _notify_regularly(self) -> None:
         interval = self._notifier.watchdog_interval_seconds or 10.0

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
+from datetime import datetime
 from importlib.resources import files
 from typing import Any, LiteralString, NamedTuple
 from uuid import UUID
@@ -214,6 +215,52 @@ async def heartbeat(
         return None
     request, paused, cancelled = rows[0]
     return Beat(request, frozenset(paused), tuple(cancelled))
+
+
+async def list_spans(
+    conn: AsyncConnection, *, archive_after: float | None, result_ttl: float | None, since: datetime | None = None
+) -> tuple[list[int], datetime | None]:
+    """Up to 100 spans of ids where there may be jobs to archive, or results to clear; and when this was.
+
+    `since`: only those last looked at before.
+    """
+    parameters = {"archive_after": archive_after, "result_ttl": result_ttl, "since": since}
+    rows = await _run(conn, "list_spans", parameters)
+    return [row[0] for row in rows], rows[0][1] if rows else None
+
+
+async def archive(conn: AsyncConnection, span: int, age: float) -> int:
+    """Archives up to 1,000 jobs of a span that ended longer than `age` seconds ago; returns how many."""
+    ((jobs,),) = await _run(conn, "archive", {"span": span, "age": age})
+    return int(jobs)
+
+
+async def clear_results(conn: AsyncConnection, span: int, age: float) -> int:
+    """Takes their results from up to 1,000 jobs of a span; returns how many."""
+    ((jobs,),) = await _run(conn, "clear_results", {"span": span, "age": age})
+    return int(jobs)
+
+
+async def look_at_span(conn: AsyncConnection, span: int) -> None:
+    """Writes down what is left in a span."""
+    await _run(conn, "look_at_span", {"span": span})
+
+
+async def clear_archived_results(conn: AsyncConnection, age: float) -> int:
+    """Takes their results from up to 1,000 archived jobs; returns how many."""
+    ((jobs,),) = await _run(conn, "clear_archived_results", {"age": age})
+    return int(jobs)
+
+
+async def delete_archived(
+    conn: AsyncConnection, age: float, since: datetime | None = None
+) -> tuple[int, datetime | None]:
+    """Deletes up to 1,000 jobs archived longer than `age` seconds ago, from `since` on.
+
+    Returns how many, and when the last of them was archived.
+    """
+    ((jobs, last_at),) = await _run(conn, "delete_archived", {"age": age, "since": since})
+    return int(jobs), last_at
 
 
 async def set_idle(conn: AsyncConnection, worker_id: UUID, queues: Sequence[str]) -> None:

@@ -36,9 +36,8 @@ def test_the_table_has_a_line_for_each_figure() -> None:
 @pytest.mark.database
 @pytest.mark.timeout(300)
 def test_the_measurements_run_and_are_kept(tmp_path: Path) -> None:
-    only = [
-        word for name in ("drain", "latency", "enqueue", "crowd", "following", "memory") for word in ("--only", name)
-    ]
+    measured = ("drain", "latency", "waiting", "enqueue", "crowd", "following", "memory")
+    only = [word for name in measured for word in ("--only", name)]
     path = tmp_path / "figures.json"
     done = subprocess.run(
         [sys.executable, "-m", "bench", "--quick", *only, "--json", str(path)],
@@ -50,7 +49,13 @@ def test_the_measurements_run_and_are_kept(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     kept = json.loads(path.read_text())
     names = [figure["name"] for figure in kept["figures"]]
-    assert {"floor", "drain", "pickup latency, median", "connections with 2 children"} <= set(names)
+    assert {
+        "floor",
+        "drain",
+        "pickup latency, median",
+        "enqueue and wait_for, median",
+        "connections with 2 children",
+    } <= set(names)
     assert all(figure["value"] > 0 for figure in kept["figures"])
     assert all(name in done.stdout for name in names)
     assert kept["machine"]["settings"].startswith("fsync on, synchronous_commit on")

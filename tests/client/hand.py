@@ -26,11 +26,13 @@ class Hand:
         """In one batch."""
         leases = [self._lease(job_id) for job_id in job_ids]
         results = [json.dumps(result)] * len(job_ids)
-        assert self._runner.run(statements.complete(self._conn, job_ids, leases, results)) == set(leases)
+        ours, _ = self._runner.run(statements.complete(self._conn, job_ids, leases, results))
+        assert ours == set(leases)
 
     def discard(self, job_id: int, error: str) -> None:
         settlement = rows.settlement(job_id, self._lease(job_id), JobState.DISCARDED, error=error)
-        assert self._runner.run(statements.settle(self._conn, [settlement], 20))
+        ours, _ = self._runner.run(statements.settle(self._conn, [settlement], 20))
+        assert ours
 
     def _lease(self, job_id: int) -> int:
         if job_id not in self._leases:

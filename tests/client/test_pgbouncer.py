@@ -9,6 +9,8 @@ import socket
 import subprocess
 import tempfile
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +18,8 @@ import psycopg
 import pytest
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
-from roost_client import AsyncRoost, JobInsert, Roost
+from roost_client import AsyncRoost, JobInsert, JobOutcome, Roost
+from tests.client.hand import Hand
 
 Jobs = Callable[[], list[dict[str, Any]]]
 PROGRAM = shutil.which("pgbouncer", path=f"{os.environ.get('PATH', '')}:/usr/sbin:/usr/local/sbin")
@@ -103,6 +106,28 @@ def test_a_transaction_of_the_caller_works(bouncer: str, jobs: Jobs) -> None:
             else:
                 conn.rollback()
     assert [row["args"]["n"] for row in jobs()] == [n for n in range(20) if n % 4 < 2]
+
+
+def test_a_job_is_waited_for_by_polling_and_nothing_listens_on_a_shared_server(bouncer: str, dsn: str) -> None:
+    with (
+        Roost(bouncer) as roost,
+        psycopg.connect(dsn, autocommit=True) as observer,
+        ThreadPoolExecutor(20) as pool,
+    ):
+        job_ids = [roost.enqueue("a") for _ in range(20)]
+        futures = [pool.submit(roost.wait_for, job_id, poll_interval=0.1, timeout=60) for job_id in job_ids]
+        with closing(Hand(dsn)) as hand:
+            for n, job_id in enumerate(job_ids):
+                hand.complete(job_id, result=n)
+        assert [future.result(30).result for future in futures] == list(range(20))
+        awaited = observer.execute("SELECT count(*) FROM roost.job_rows WHERE awaited").fetchone()
+        assert awaited == (0,)  # so no end of theirs was told, which nobody would have heard
+
+        async def main() -> JobOutcome:
+            async with AsyncRoost(bouncer) as client:
+                return await client.wait_for(job_ids[0], poll_interval=0.1)
+
+        assert asyncio.run(main()).result == 0
 
 
 def test_async_works(bouncer: str, jobs: Jobs) -> None:

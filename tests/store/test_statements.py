@@ -67,15 +67,16 @@ def test_whatever_deletes_claims_names_the_lease() -> None:
 
 def test_whatever_updates_job_rows_names_the_state_it_expects() -> None:
     seen = [(name, clause) for name in NAMES for clause in _clauses(name, "UPDATE roost.job_rows")]
-    assert {name for name, _ in seen} == {"complete", "settle", "rescue"}
+    assert {name for name, _ in seen} == {"complete", "settle", "rescue", "clear_results"}
     for name, clause in seen:
         where = clause.split(" WHERE ")[-1]
-        assert re.search(r"\.state IN \('available', 'retryable'\)", where), name
+        expected = r"= 'completed'" if name == "clear_results" else r"IN \('available', 'retryable'\)"
+        assert re.search(rf"\.state {expected}", where), name
 
 
 def test_whatever_a_worker_takes_from_others_skips_what_they_hold() -> None:
     taking = {name for name in NAMES if "FOR UPDATE" in _code(name)}
-    assert taking == {"claim", "promote", "rescue", "remove_stale_workers", "lock_claims"}
+    assert taking == {"claim", "promote", "rescue", "remove_stale_workers", "lock_claims", "archive", "delete_archived"}
     for name in taking:
         locks = re.findall(r"FOR (?:NO KEY )?UPDATE(?: OF \w+)?( SKIP LOCKED)?", _code(name))
         assert all(locks), name

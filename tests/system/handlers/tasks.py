@@ -175,6 +175,12 @@ def huge_result() -> str:
     return "x" * 100_000_000
 
 
+@job("sized_result")
+def sized_result(size_bytes: int) -> str:
+    """A result that takes as many bytes as JSON."""
+    return "x" * (size_bytes - 2)
+
+
 @job("odd_result")
 def odd_result(kind: str) -> Any:
     circle: list[Any] = []
