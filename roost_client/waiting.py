@@ -52,10 +52,10 @@ _DEFAULTS = {
     "tcp_user_timeout": "20000",
     "fallback_application_name": "roost_client waiting",
 }
-# Marks need not survive a crash of the server: after one they are made again. Nor may what the role or the database
-# has set get in the way.
+# Marks need not survive a crash of the server: after one they are made again. A statement that waits for a lock on a
+# table must not go on in the server when it was given up here. What the role or the database sets may not interfere.
 _SESSION: LiteralString = (
-    "SET synchronous_commit = off; SET default_transaction_isolation = 'read committed'; SET statement_timeout = 0; "
+    "SET synchronous_commit = off; SET default_transaction_isolation = 'read committed'; SET statement_timeout = '9s'; "
     "SET lock_timeout = 0; SET idle_session_timeout = 0; SET enable_seqscan = off"
 )
 # The SQLSTATE classes of a statement that will fail the same way next time: data, constraint, rights and names, limits,
@@ -151,6 +151,8 @@ class Waits:
 
     def leave(self, waiter: Waiter) -> None:
         """Idempotent."""
+        if self._pid != os.getpid():
+            return
         with self._lock:
             self._remove(waiter)
             if not self._waiters and self._thread is not None:
@@ -165,7 +167,10 @@ class Waits:
         if left > 0:
             return min(left, LONGEST_SLEEP_SECONDS)
         trouble = self._trouble
-        reason = "" if trouble is None else f"; the database could not be asked: {_one_line(trouble)}"
+        if trouble is not None:
+            reason = f"; the database could not be asked: {_one_line(trouble)}"
+        else:
+            reason = "" if waiter.looked else "; the database has not answered"
         raise JobTimeoutError(
             f"job {waiter.job_id} has not ended within {waiter.timeout:g} seconds, and goes on{reason}"
         ) from trouble
@@ -218,6 +223,8 @@ class Waits:
                     pause = FIRST_PAUSE_SECONDS
                     self._trouble = None
                     self._hear()
+                except _Abandoned:
+                    self._drop()
                 except psycopg.Error as error:
                     if self._is_lasting(error):
                         self._fail(error)
@@ -374,6 +381,10 @@ class Waits:
             connection.pgconn.finish()
 
 
+class _Abandoned(psycopg.OperationalError):
+    """A statement was given up because nobody waits any more; its connection is of no use."""
+
+
 class _Connection(OwnConnection):
     """That of the thread: no statement on it outlasts the interest in it."""
 
@@ -397,8 +408,9 @@ class _Connection(OwnConnection):
             wanted = next(gen)
             while True:
                 ready = yield wanted
-                if not ready and (self.is_abandoned() or time.monotonic() > ends_at):
-                    self.pgconn.finish()
+                if not ready and self.is_abandoned():
+                    raise _Abandoned("nobody waits any more")
+                if not ready and time.monotonic() > ends_at:
                     raise psycopg.OperationalError(f"no answer within {STATEMENT_SECONDS:g} seconds")
                 wanted = gen.send(ready)
         except StopIteration as stop:
