@@ -8,6 +8,7 @@ import psycopg
 import pytest
 
 from roost_client import Roost
+from roostd.store import statements
 from tests.ctl.conftest import Ctl
 
 
@@ -128,6 +129,18 @@ def test_show_json_has_every_field_of_a_job(ctl: Ctl, roost: Roost) -> None:
     assert list(shown) == list(type(job).model_fields)
     assert (shown["args"], shown["metadata"], shown["result"]) == ({"a": 1}, {"trace": "x"}, None)
     assert datetime.fromisoformat(shown["inserted_at"]) == job.inserted_at
+
+
+def test_show_finds_an_archived_job(ctl: Ctl, roost: Roost, dsn: str) -> None:
+    job_id = roost.enqueue("send", args={"a": 1})
+    roost.cancel(job_id)
+    before = ctl("show", job_id)
+    with psycopg.connect(dsn) as conn:
+        conn.execute(statements.SQL["archive"], {"span": 0, "age": -1})
+    assert roost.list_jobs() == []
+    assert ctl("show", job_id) == before
+    retried = ctl("retry", job_id)
+    assert (retried.code, "is in the archive" in retried.err) == (1, True)
 
 
 def test_show_of_an_unknown_job_ends_with_1(ctl: Ctl) -> None:

@@ -86,6 +86,9 @@ def test_the_options_are_those_of_the_api_reference_in_its_order() -> None:
         "shutdown_timeout": 30.0,
         "listen_reconnect_delay": 1.0,
         "error_cap": 20,
+        "archive_after_seconds": None,
+        "archive_interval": 60.0,
+        "result_ttl_seconds": None,
         "startup_max_retries": 30,
         "startup_retry_delay": 1.0,
     }
@@ -116,6 +119,23 @@ def test_a_worker_runs_until_it_is_asked_to_stop_also_in_a_thread(dsn: str, make
             thread.join(30)
         assert not thread.is_alive()
         assert roost.list_workers() == []
+
+
+def test_a_worker_archives_and_one_that_runs_once_does_not(dsn: str, make: Callable[..., Worker]) -> None:
+    ages = {"archive_after_seconds": 0, "archive_interval": 0.05, "result_ttl_seconds": 3600}
+    with Roost(dsn) as roost:
+        job_id = roost.enqueue("which_process")
+        assert asyncio.run(make(**ages).run_once()) == 1
+        assert [job.id for job in roost.list_jobs()] == [job_id]
+        worker = make(**ages)
+        thread = threading.Thread(target=lambda: asyncio.run(worker.run()))
+        thread.start()
+        try:
+            asyncio.run(eventually(lambda: roost.list_jobs() == [], "archived job"))
+        finally:
+            worker.request_stop()
+            thread.join(30)
+        assert roost.get_job(job_id).result
 
 
 def test_a_worker_that_was_stopped_before_it_ran_ends_at_once_and_can_run_again(
@@ -292,6 +312,9 @@ def test_a_registry_without_tasks_or_without_a_name_is_refused(module: ModuleTyp
         ("orphan_stale_after", 30.0),
         ("shutdown_timeout", -1),
         ("error_cap", 0),
+        ("archive_after_seconds", -1),
+        ("archive_interval", 0),
+        ("result_ttl_seconds", "1"),
         ("startup_max_retries", "5"),
     ],
 )
