@@ -192,6 +192,11 @@ async def test_what_an_archived_job_has_cancelled_is_forgotten(conn: Conn) -> No
     await end_all(conn)  # lets time pass for those that were cancelled just now
     assert await statements.archive(conn, 0, HOUR) == 4
     assert await value(conn, "SELECT count(*) FROM roost.cancelled_dependents") == 0
+    await enqueue(conn, depends_on=[parent])  # dead at once
+    assert await value(conn, "SELECT count(*) FROM roost.cancelled_dependents") == 1
+    await end_all(conn)
+    assert await statements.archive(conn, 0, HOUR) == 1
+    assert await value(conn, "SELECT count(*) FROM roost.cancelled_dependents") == 0
 
 
 # Results

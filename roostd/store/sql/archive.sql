@@ -1,6 +1,6 @@
 -- Moves up to 1,000 jobs of a span that ended longer than `age` seconds ago from job_rows to the archive. Returns how many.
--- Not those whose dependents have yet to be told: that looks for the job in job_rows. What may be retried with a job goes
--- with it, as nothing in the archive is retried.
+-- Not those whose dependents have yet to be told: that looks for the job in job_rows. Nothing in
+-- the archive is retried: so what its end has cancelled, or whose end cancelled it, need not be known any more.
 -- Called by: every master, at every archive_interval. One statement: what is killed in it has moved nothing.
 -- Locks: the job rows (SKIP LOCKED: masters share the work, and an enqueue that depends on a job keeps it where it is).
 -- Index: primary keys.
@@ -20,10 +20,14 @@ WITH old AS MATERIALIZED (
      USING old
      WHERE j.id BETWEEN old.id AND old.id AND j.state IN ('completed', 'discarded', 'cancelled')
     RETURNING j.*
-), forgotten AS (
+), forgotten_children AS (
     DELETE FROM roost.cancelled_dependents AS c
      USING moved
      WHERE c.parent_id BETWEEN moved.id AND moved.id
+), forgotten_parents AS (
+    DELETE FROM roost.cancelled_dependents AS c
+     USING (SELECT m.id, d.parent_id FROM moved m, unnest(m.depends_on) AS d(parent_id) WHERE m.state = 'cancelled') AS edge
+     WHERE c.parent_id BETWEEN edge.parent_id AND edge.parent_id AND c.child_id BETWEEN edge.id AND edge.id
 ), archived AS (
     INSERT INTO roost.jobs_archive
            (id, scheduled_at, inserted_at, attempted_at, completed_at, cancelled_at, discarded_at, priority, attempt, max_attempts,
