@@ -419,8 +419,8 @@ class _Connection(OwnConnection):
 
 def _no_job(waiter: Waiter) -> JobNotFoundError:
     return JobNotFoundError(
-        f"cannot wait for job {waiter.job_id}: there is no such job; commit the transaction that enqueues it before you"
-        " wait for it"
+        f"cannot wait for job {waiter.job_id}: there is no such job, or it was deleted; commit the transaction that"
+        " enqueues a job before you wait for it"
         if not waiter.looked
         else f"cannot wait for job {waiter.job_id} any longer: it was deleted"
     )

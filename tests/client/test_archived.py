@@ -19,10 +19,10 @@ Conn = psycopg.Connection[Any]
 def archived(roost: Roost, dsn: str, observer: Conn) -> list[int]:
     """A completed job, a discarded one, and a cancelled one."""
     job_ids = [roost.enqueue("a", args={"n": n}, tags=["x"]) for n in range(3)]
+    roost.cancel(job_ids[2])
     with closing(Hand(dsn)) as hand:
         hand.complete(job_ids[0], result={"n": 1})
         hand.discard(job_ids[1], "ValueError: boom")
-    roost.cancel(job_ids[2])
     before = [roost.get_job(job_id) for job_id in job_ids]
     observer.execute(statements.SQL["archive"], {"span": 0, "age": -1})
     assert observer.execute("SELECT count(*) AS number FROM roost.jobs").fetchone() == {"number": 0}

@@ -43,7 +43,9 @@ def test_without_the_settings_nothing_is_done_and_a_reload_turns_it_on(start_dae
     job_id = jobs.add("noop")
     jobs.wait(job_id)
     assert not daemon.entries("housekeeping.done")
-    assert not jobs.query("SELECT 1 FROM pg_stat_activity WHERE application_name = 'roostd housekeeping'")
+    assert not jobs.query(
+        "SELECT 1 FROM pg_stat_activity WHERE application_name = 'roostd housekeeping' AND datname = current_database()"
+    )
     daemon.write_config({"worker": {"archive_after_seconds": 0}})
     daemon.signal(signal.SIGHUP)
     daemon.wait_for("housekeeping.done", archived=1)

@@ -78,7 +78,10 @@ def test_a_thousand_wait_while_the_daemon_works(start_daemon: StartDaemon, jobs:
                 await asyncio.to_thread(
                     eventually, lambda: jobs.query(awaited) == [{"number": 1000}], "registered waiters"
                 )
-                waiting = "SELECT 1 FROM pg_stat_activity WHERE application_name = 'roost_client waiting'"
+                waiting = (
+                    "SELECT 1 FROM pg_stat_activity"
+                    " WHERE application_name = 'roost_client waiting' AND datname = current_database()"
+                )
                 assert len(await asyncio.to_thread(jobs.query, waiting)) == 2
                 daemon.let_go("first")
                 return [outcome.result for outcome in await asyncio.gather(*tasks)]
