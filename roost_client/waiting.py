@@ -359,6 +359,7 @@ class Waits:
             given = conninfo_to_dict(self._dsn)
             defaults: dict[str, Any] = {key: value for key, value in _DEFAULTS.items() if key not in given}
             connection = _Connection.connect(self._dsn, **{**OPTIONS, **defaults})
+            self._has_connected = True
             connection.is_abandoned = lambda: not self._waiters
             self._connection = connection
             connection.add_notify_handler(lambda notify: self._on_told(notify.payload.encode()))
@@ -368,7 +369,6 @@ class Waits:
                 connection.run(_SESSION)
             else:
                 _log.info("a pooler stands before the database: jobs that are waited for are polled")
-            self._has_connected = True
             with self._lock:
                 for waiter in self._everybody():
                     waiter.marked, waiter.look_at = False, 0.0

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import random
+import threading
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -60,6 +63,12 @@ def test_every_end_wakes_the_waiter(shared_daemon: Daemon, shared_jobs: Jobs) ->
     assert shared_jobs.get(child).errors[0]["error"].startswith("DependencyFailed")
 
 
+@pytest.fixture
+def pool() -> Iterator[ThreadPoolExecutor]:
+    with ThreadPoolExecutor(20) as pool:
+        yield pool
+
+
 @pytest.mark.timeout(300)
 def test_a_thousand_wait_while_the_daemon_works(start_daemon: StartDaemon, jobs: Jobs) -> None:
     daemon = start_daemon({"pools": {"default": {"concurrency": 1}}})
@@ -89,3 +98,37 @@ def test_a_thousand_wait_while_the_daemon_works(start_daemon: StartDaemon, jobs:
         assert asyncio.run(wait_for_the_others()) == list(range(500, 1000))
         assert [future.result(60).result for future in futures] == list(range(500))
     jobs.wait(held)
+
+
+@pytest.mark.timeout(300)
+def test_no_end_is_missed_while_the_connection_is_killed_again_and_again(
+    start_daemon: StartDaemon, jobs: Jobs, pool: ThreadPoolExecutor
+) -> None:
+    start_daemon()
+    dice = random.Random(11)
+    stopped = threading.Event()
+
+    def kill() -> int:
+        kills = 0
+        while not stopped.wait(dice.random() * 0.2):
+            kills += len(
+                jobs.query(
+                    "SELECT pg_terminate_backend(pid) FROM pg_stat_activity"
+                    " WHERE application_name = 'roost_client waiting' AND datname = current_database()"
+                )
+            )
+        return kills
+
+    with Roost(jobs.dsn) as roost:
+        roost.wait_for(roost.enqueue("noop"), poll_interval=LONG)  # a first connection that fails is an error
+
+        def run(number: int) -> Any:
+            job_id = roost.enqueue("echo", args={"value": number})
+            return roost.wait_for(job_id, poll_interval=LONG, timeout=120).result
+
+        killer = pool.submit(kill)
+        try:
+            assert list(pool.map(run, range(400))) == list(range(400))
+        finally:
+            stopped.set()
+        assert killer.result(30) > 3
