@@ -453,7 +453,7 @@ def test_a_connection_that_is_killed_is_made_again(
     ends: str,
 ) -> None:
     job_id = add()
-    future = pool.submit(client.wait_for, job_id, poll_interval=LONG)
+    future = pool.submit(client.wait_for, job_id, timeout=None, poll_interval=LONG)
     wait_until(lambda: is_awaited(observer, job_id))
     (row,) = ours(observer)
     if ends == "meanwhile":
