@@ -1,6 +1,6 @@
 -- Moves up to 1,000 jobs of a span that ended longer than `age` seconds ago from job_rows to the archive. Returns how many.
--- Not those whose dependents have yet to be told: that looks for the job in job_rows. Nothing in
--- the archive is retried: so what its end has cancelled, or whose end cancelled it, need not be known any more.
+-- Not those whose dependents have yet to be told: that looks for the job in job_rows. Nothing in the archive is retried: so
+-- what its end has cancelled, or whose end cancelled it, need not be known any more.
 -- Called by: every master, at every archive_interval. One statement: what is killed in it has moved nothing.
 -- Locks: the job rows (SKIP LOCKED: masters share the work, and an enqueue that depends on a job keeps it where it is).
 -- Index: primary keys.
