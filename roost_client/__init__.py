@@ -22,8 +22,18 @@ from .errors import (
     WorkerCrash,
     WorkerShutdown,
 )
-from .registry import DEFAULT_HANDLERS, HandlerRegistry, HandlerSpec, job
-from .types import AddedCount, Job, JobInsert, JobOutcome, JobState, QueueInfo, TaskDefaults, WorkerInfo
+from .registry import DEFAULT_HANDLERS, CronSpec, HandlerRegistry, HandlerSpec, cron, job
+from .types import (
+    AddedCount,
+    CronEntry,
+    Job,
+    JobInsert,
+    JobOutcome,
+    JobState,
+    QueueInfo,
+    TaskDefaults,
+    WorkerInfo,
+)
 
 __all__ = [
     "configure",
@@ -32,6 +42,7 @@ __all__ = [
     "Roost",
     "AsyncRoost",
     "job",
+    "cron",
     "exponential",
     "linear",
     "fixed",
@@ -44,6 +55,8 @@ __all__ = [
     "QueueInfo",
     "WorkerInfo",
     "TaskDefaults",
+    "CronEntry",
+    "CronSpec",
     "DEFAULT_HANDLERS",
     "HandlerRegistry",
     "HandlerSpec",

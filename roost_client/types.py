@@ -136,6 +136,20 @@ class TaskDefaults:
 
 
 @dataclass(frozen=True, slots=True)
+class CronEntry:
+    """What `@cron(...)` declares: a job of `task` at each slot of `expression`, by the clock of a zone (None: UTC)."""
+
+    name: str
+    expression: str
+    task: str
+    args: dict[str, Any] = field(default_factory=dict)
+    queue: str = "default"
+    priority: int = 0
+    max_attempts: int = 20
+    timezone_name: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class QueueInfo:
     """A queue: its jobs that may run now, that wait for a later time, that run, and that wait for other jobs."""
 
