@@ -20,6 +20,7 @@ from roost_client import JobState
 from roostd.core.frontier import Range
 from roostd.core.job import ClaimedJob
 from roostd.core.outcome import Settlement, error_entry
+from roostd.core.timetable import LATE_SECONDS, Due, Entry
 
 SQL: dict[str, LiteralString] = {
     entry.name.removesuffix(".sql"): entry.read_text(encoding="utf-8")
@@ -191,6 +192,7 @@ class Beat:
     reload_request: UUID | None
     paused: frozenset[str]
     cancelled_jobs: tuple[int, ...]
+    now: datetime  # the database's
 
 
 async def heartbeat(
@@ -213,8 +215,8 @@ async def heartbeat(
     rows = await _run(conn, "heartbeat", parameters)
     if not rows:
         return None
-    request, paused, cancelled = rows[0]
-    return Beat(request, frozenset(paused), tuple(cancelled))
+    request, paused, cancelled, now = rows[0]
+    return Beat(request, frozenset(paused), tuple(cancelled), now)
 
 
 async def list_spans(
@@ -274,6 +276,36 @@ async def remove_idle(conn: AsyncConnection) -> None:
 
 async def answer_reload(conn: AsyncConnection, worker_id: UUID, verdict: dict[str, Any]) -> None:
     await _run(conn, "answer_reload", {"id": worker_id, "verdict": json.dumps(verdict)})
+
+
+async def register_cron(conn: AsyncConnection, entries: Sequence[Entry]) -> tuple[datetime, dict[str, datetime]]:
+    """Puts these cron entries, at least one, into force; returns the time, and after when the slots of each fire."""
+    rows = await _run(conn, "register_cron", {"entries": json.dumps([entry.as_json() for entry in entries])})
+    return rows[0][0], {name: after for _, name, after in rows}
+
+
+class Fired(NamedTuple):
+    name: str
+    slot: datetime
+    job_id: int
+
+
+async def fire_cron(conn: AsyncConnection, due: Sequence[Due]) -> tuple[datetime, list[Fired]]:
+    """Fires these slots; returns the time, and those that became jobs: others have fired already, or may not."""
+    rows = [{**each.entry.as_json(), "slot": each.slot.isoformat()} for each in due]
+    found = await _run(conn, "fire_cron", {"due": json.dumps(rows), "late_seconds": LATE_SECONDS})
+    return found[0][0], [Fired(*row[1:]) for row in found if row[3] is not None]
+
+
+async def touch_cron(conn: AsyncConnection, names: Sequence[str]) -> list[str]:
+    """Says that these entries are still known; returns those that are not in the database."""
+    return [row[0] for row in await _run(conn, "touch_cron", {"names": list(names)})]
+
+
+async def prune_cron(conn: AsyncConnection) -> int:
+    """Forgets up to 1,000 old slots; returns how many, 1,000 when there are likely more."""
+    ((slots,),) = await _run(conn, "prune_cron", {})
+    return int(slots)
 
 
 async def _run(conn: AsyncConnection, name: str, parameters: dict[str, Any]) -> list[Any]:

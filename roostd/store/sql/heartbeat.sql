@@ -1,5 +1,5 @@
 -- Keeps a master alive to its peers, and tells it what a lost notification may have kept from it: a reload request, the
--- paused queues, and which of its jobs are to be cancelled. No row: it was declared dead.
+-- paused queues, and which of its jobs are to be cancelled; and the database's time. No row: it was declared dead.
 -- Called by: the master's heartbeat, on a connection of its own. Locks: its own row (a HOT update).
 -- Scans queues (a row a queue ever paused); claims only where cancels are asked for, by sequential scan of what runs now.
 UPDATE roost.workers AS w
@@ -8,4 +8,5 @@ UPDATE roost.workers AS w
  WHERE w.id = %(id)s::uuid
 RETURNING w.reload_request,
           ARRAY(SELECT q.name FROM roost.queues q WHERE q.paused) AS paused,
-          ARRAY(SELECT c.job_id FROM roost.claims c WHERE c.worker_id = w.id AND c.cancel_requested) AS cancelled
+          ARRAY(SELECT c.job_id FROM roost.claims c WHERE c.worker_id = w.id AND c.cancel_requested) AS cancelled,
+          now()
