@@ -11,7 +11,7 @@ file is repaired in one go.
     report     the settings in force, as text
     dsn        connection strings: checked, and shown without their secrets
 
-Must not import handlers or `roost_client`: settings are read by processes that run no user code.
+Must not import handlers: settings are read by processes that run no user code.
 """
 
 from roostd.config.dsn import redact_dsn
@@ -20,6 +20,7 @@ from roostd.config.report import describe
 from roostd.config.settings import (
     Config,
     ConfigError,
+    CronConfig,
     DatabaseConfig,
     HandlersConfig,
     LogConfig,
@@ -31,6 +32,7 @@ from roostd.config.settings import (
 __all__ = [
     "Config",
     "ConfigError",
+    "CronConfig",
     "DatabaseConfig",
     "HandlersConfig",
     "LoadedConfig",

@@ -85,6 +85,11 @@ def _read_boolean(value: Any, base: Path) -> bool:
     return bool(value)
 
 
+def _read_table(value: Any, base: Path) -> dict[str, Any]:
+    _require(isinstance(value, dict))
+    return dict(value)
+
+
 def _string(expected: str, accepts: Callable[[str], bool]) -> Kind:
     def read(value: Any, base: Path) -> str:
         _require(isinstance(value, str) and accepts(value))
@@ -107,7 +112,7 @@ def _strings(expected: str, accepts: Callable[[str], bool], *, at_least: int = 0
     return Kind(expected, read, _parse_list)
 
 
-def _is_name(value: str) -> bool:
+def is_name(value: str) -> bool:
     """PostgreSQL's text holds neither NUL nor the lone surrogates that stand for bytes which aren't UTF-8."""
     return 1 <= len(value) <= 128 and not re.search("[\0\ud800-\udfff]", value)
 
@@ -145,6 +150,8 @@ _INTERVAL = _number("a number of seconds, above 0 and at most a year", lambda va
 _DURATION = _number("a number of seconds, from 0 to a year", lambda value: 0 <= value <= _YEAR_SECONDS)
 _AGE = _number("a number of seconds, from 0 to a hundred years", lambda value: 0 <= value <= 100 * _YEAR_SECONDS)
 _MEMORY = _size(1 << 20, 1 << 50)
+_BOOLEAN = Kind("true or false", _read_boolean, parse_literal)
+_NAME = "a string of 1 to 128 characters without NUL"
 
 KINDS: Mapping[str, Mapping[str, Kind]] = {
     "database": {
@@ -156,7 +163,7 @@ KINDS: Mapping[str, Mapping[str, Kind]] = {
         "listen_reconnect_delay": _INTERVAL,
     },
     "worker": {
-        "name": _string("a string of 1 to 128 characters without NUL", _is_name),
+        "name": _string(_NAME, is_name),
         "poll_interval": _INTERVAL,
         "prefetch": _integer(1, 100_000),
         "heartbeat_interval": _INTERVAL,
@@ -171,13 +178,14 @@ KINDS: Mapping[str, Mapping[str, Kind]] = {
         "archive_interval": _INTERVAL,
         "archive_delete_after_seconds": _AGE,
         "result_ttl_seconds": _AGE,
+        "run_cron": _BOOLEAN,
     },
     "worker.retry_strategy": {
         "strategy": _choice(*STRATEGY_ARGUMENTS),
         "base": _number("a number from 1 to 1000", lambda value: 1 <= value <= 1000),
         "step": _INTERVAL,
         "delay": _DURATION,
-        "jitter": Kind("true or false", _read_boolean, parse_literal),
+        "jitter": _BOOLEAN,
         "cap": _INTERVAL,
     },
     "handlers": {
@@ -189,13 +197,25 @@ KINDS: Mapping[str, Mapping[str, Kind]] = {
     "pools.NAME": {
         "queues": _strings(
             "a list of one or more different queue names, each 1 to 128 characters without NUL",
-            _is_name,
+            is_name,
             at_least=1,
         ),
         "concurrency": _integer(1, 1000),
         "max_jobs_per_child": _integer(1, 1_000_000_000),
         "max_rss_bytes": _MEMORY,
         "memory_limit_bytes": _MEMORY,
+    },
+    "cron.NAME": {
+        "task": _string(_NAME, is_name),
+        # What these say is judged in core/, which tells what is wrong with it.
+        "expression": _string("a string of five fields, or @hourly and its like", lambda value: True),
+        "timezone": _string("the name of an IANA time zone", lambda value: True),
+        "args": Kind("a table", _read_table, parse_literal),
+        "queue": _string(_NAME, is_name),
+        "priority": _integer(-(1 << 31), (1 << 31) - 1),
+        "max_attempts": _integer(1, (1 << 31) - 1),
+        "enabled": _BOOLEAN,
+        "catch_up": _choice("none", "latest"),
     },
     "log": {
         "level": _choice("debug", "info", "warning", "error", "critical"),

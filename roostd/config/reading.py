@@ -15,13 +15,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from roost_client.arguments import object_text
+from roost_client.fields import Refused
 from roostd.config import dsn as dsns
-from roostd.config.kinds import KINDS, Kind
+from roostd.config.kinds import KINDS, Kind, is_name
 from roostd.config.report import flatten
 from roostd.config.settings import (
     STRATEGY_ARGUMENTS,
     Config,
     ConfigError,
+    CronConfig,
     DatabaseConfig,
     HandlersConfig,
     LogConfig,
@@ -30,8 +33,9 @@ from roostd.config.settings import (
     WorkerConfig,
 )
 from roostd.config.sources import DATABASE_CHOICES, Table, Value, gather
+from roostd.core.cron import ExpressionError, Schedule, ZoneError, zone
 
-_SECTIONS = ("database", "worker", "handlers", "pools", "log")
+_SECTIONS = ("database", "worker", "handlers", "pools", "cron", "log")
 _KEYS = [f"{section}.{key}" for section, kinds in KINDS.items() for key in kinds]
 
 
@@ -54,6 +58,7 @@ def load(path: Path | None, *, environ: Mapping[str, str], flags: Mapping[str, A
     worker = reading.worker()
     handlers = HandlersConfig(**reading.section("handlers"))
     pools = reading.pools()
+    cron = reading.cron()
     log = LogConfig(**reading.section("log"))
     if reading.problems:
         raise ConfigError(*reading.problems)
@@ -61,7 +66,7 @@ def load(path: Path | None, *, environ: Mapping[str, str], flags: Mapping[str, A
         # No error: roostctl, which only wants the database, may run where the handlers aren't.
         if not os.path.isdir(folder):
             reading.warnings.append(f"handlers.pythonpath has {folder}, which is not a directory")
-    config = Config(database=database, worker=worker, handlers=handlers, pools=pools, log=log)
+    config = Config(database=database, worker=worker, handlers=handlers, pools=pools, cron=cron, log=log)
     origins = {key: reading.origin(key) for key, _ in flatten(config)}
     return LoadedConfig(config, origins, tuple(reading.warnings))
 
@@ -178,10 +183,34 @@ class _Reading:
             pools.append(PoolConfig(name=name, **values))
         return tuple(pools) or Config().pools
 
+    def cron(self) -> tuple[CronConfig, ...]:
+        """Whether an entry has all that it needs, and its task exists, shows only beside those of @cron."""
+        entries = []
+        for name, node in self._sections["cron"].entries.items():
+            path = f"cron.{name if is_name(name) else _brief(name)}"
+            if not is_name(name):
+                self.problems.append(f"cannot use {path} from {node.origin}: expected a name of 1 to 128 characters")
+            values = self._values(path, self._table(path, node), KINDS["cron.NAME"])
+            for key, check in (("expression", Schedule.parse), ("timezone", zone)):
+                try:
+                    if key in values:
+                        check(values[key])
+                except (ExpressionError, ZoneError) as error:
+                    what = f"{path}.{key} = {_brief(values[key])} from {self.origin(f'{path}.{key}')}"
+                    self.problems.append(f"cannot use {what}: it {error}")
+            try:
+                object_text(f"{path}.args", values.get("args", {}))
+            except Refused as refused:
+                self.problems.append(
+                    f"cannot use {refused.path} from {self.origin(f'{path}.args')}: it {refused.reason}"
+                )
+            entries.append(CronConfig(name=name, **values))
+        return tuple(entries)
+
     def _table(self, path: str, node: Table | Value) -> Table:
         if isinstance(node, Table):
             return node
-        self._reject(path, node, f"a table, [{path}{'.NAME' if path == 'pools' else ''}]")
+        self._reject(path, node, f"a table, [{path}{'.NAME' if path in ('pools', 'cron') else ''}]")
         return Table({}, node.origin)
 
     def _values(self, path: str, table: Table, kinds: Mapping[str, Kind]) -> dict[str, Any]:
@@ -221,7 +250,9 @@ def _read(kind: Kind, node: Table | Value) -> Any:
 
 
 def _meant_by(key: str, prefix: str, siblings: list[str]) -> list[str]:
-    """The same key elsewhere, or the nearest one here, or else any of those there are here."""
+    """One that is nearly it, the same key elsewhere, the nearest one here, or else any of those there are here."""
+    if close := difflib.get_close_matches(key, siblings, 1, 0.9):
+        return [prefix + close[0]]
     elsewhere = {known.rpartition(".")[2]: known for known in _KEYS}
     if key in elsewhere:
         return [elsewhere[key]]

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 from roostd.config.dsn import redact_dsn
-from roostd.config.settings import Config, PoolConfig, RetryPolicy
+from roostd.config.settings import Config, RetryPolicy
 
 if TYPE_CHECKING:
     from roostd.config.reading import LoadedConfig
@@ -20,17 +20,18 @@ def describe(loaded: LoadedConfig) -> str:
 
 
 def flatten(config: Config) -> Iterator[tuple[str, Any]]:
-    """Each setting under its dotted key; of a retry policy, only what its strategy takes."""
+    """Each setting under its dotted key; of a retry policy only what its strategy takes, of cron only what is given."""
     for section in dataclasses.fields(config):
         value = getattr(config, section.name)
-        tables = {f"pools.{pool.name}": pool for pool in value} if section.name == "pools" else {section.name: value}
+        named = isinstance(value, tuple)  # pools, cron
+        tables = {f"{section.name}.{each.name}": each for each in value} if named else {section.name: value}
         for path, table in tables.items():
             for entry in dataclasses.fields(table):
                 setting = getattr(table, entry.name)
                 if isinstance(setting, RetryPolicy):
                     yield f"{path}.{entry.name}.strategy", setting.strategy
                     yield from ((f"{path}.{entry.name}.{key}", item) for key, item in setting.arguments().items())
-                elif not (isinstance(table, PoolConfig) and entry.name == "name"):
+                elif not (named and entry.name == "name") and not (section.name == "cron" and setting is None):
                     yield f"{path}.{entry.name}", setting
 
 

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import os
 import socket
-from dataclasses import dataclass, field
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -77,6 +78,7 @@ class WorkerConfig:
     archive_interval: float = 60.0
     archive_delete_after_seconds: float | None = None
     result_ttl_seconds: float | None = None
+    run_cron: bool = True
     retry_strategy: RetryPolicy = field(default_factory=RetryPolicy)
 
 
@@ -103,6 +105,27 @@ class PoolConfig:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class CronConfig:
+    """`[cron.NAME]`: an entry of its own, or what is different from the @cron entry of this name. None: not given."""
+
+    name: str
+    task: str | None = None
+    expression: str | None = None
+    timezone: str | None = None
+    args: Mapping[str, Any] | None = None
+    queue: str | None = None
+    priority: int | None = None
+    max_attempts: int | None = None
+    enabled: bool | None = None
+    catch_up: str | None = None
+
+    def given(self) -> dict[str, Any]:
+        """The keys that were given."""
+        keys = (entry.name for entry in fields(self) if entry.name != "name")
+        return {key: value for key in keys if (value := getattr(self, key)) is not None}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class LogConfig:
     """`[log]`"""
 
@@ -118,4 +141,5 @@ class Config:
     worker: WorkerConfig = field(default_factory=WorkerConfig)
     handlers: HandlersConfig = field(default_factory=HandlersConfig)
     pools: tuple[PoolConfig, ...] = (PoolConfig(name="default", queues=("default",)),)
+    cron: tuple[CronConfig, ...] = ()
     log: LogConfig = field(default_factory=LogConfig)

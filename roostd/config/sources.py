@@ -19,7 +19,7 @@ from roostd.config.settings import ConfigError
 # Each of these names the database, so a source that gives one of them takes back the others.
 DATABASE_CHOICES = ("dsn", "dsn_file", "embedded")
 
-_DEEPEST_KEY = 3  # worker.retry_strategy.strategy, pools.NAME.queues
+_DEEPEST_KEY = 3  # worker.retry_strategy.strategy, pools.NAME.queues, cron.NAME.args
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,19 +97,26 @@ def _as_table(document: Mapping[str, Any], source: Value, depth: int = _DEEPEST_
 
 
 def _read_environment(environ: Mapping[str, str], below: Table) -> Table:
-    """ROOST_SECTION__KEY; a pool is matched to those in `below` without regard to case and hyphens."""
-    pools = below.entries.get("pools")
-    spelled = {name.lower().replace("-", "_"): name for name in pools.entries} if isinstance(pools, Table) else {}
+    """ROOST_SECTION__KEY; a pool or cron entry is matched to those in `below` as a variable spells it."""
+    spelled = {
+        section: {_in_variable(name): name for name in table.entries}
+        for section in ("pools", "cron")
+        if isinstance(table := below.entries.get(section), Table)
+    }
     tree = Table({}, "environment")
     for variable, text in sorted(environ.items()):
         if not variable.startswith("ROOST_") or "__" not in variable:
             continue
         path = variable.removeprefix("ROOST_").lower().split("__")
-        if path[0] == "pools" and len(path) > 2:
+        if path[0] in ("pools", "cron") and len(path) > 2:
             name = "__".join(path[1:-1])
-            path = ["pools", spelled.get(name, name), path[-1]]
+            path = [path[0], spelled.get(path[0], {}).get(name, name), path[-1]]
         _insert(tree, path, Value(text, f"environment {variable}", Path(), is_text=True))
     return tree
+
+
+def _in_variable(name: str) -> str:
+    return name.lower().replace("-", "_").replace(".", "_")
 
 
 def _read_flags(flags: Mapping[str, Any]) -> Table:

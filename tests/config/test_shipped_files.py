@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from roostd.config import Config, PoolConfig, RetryPolicy, load
+from roostd.config import Config, CronConfig, PoolConfig, RetryPolicy, load
 from roostd.config.kinds import KINDS
 
 ROOT = Path(__file__).parents[2]
@@ -27,7 +27,7 @@ def sections() -> dict[str, list[tuple[str, str]]]:
     found: dict[str, list[tuple[str, str]]] = {}
     section = ""
     for line in SHIPPED.read_text().splitlines():
-        if header := re.fullmatch(r"\[([\w.]+)\]", line):
+        if header := re.fullmatch(r"#?\[([\w.]+)\]", line):
             section = header[1]
             found[section] = []
         elif setting := re.fullmatch(r"#?([a-z_]+) = (.+)", line):
@@ -39,6 +39,7 @@ def defaults() -> dict[str, Any]:
     config = Config()
     tables = {name: getattr(config, name) for name in ("database", "worker", "handlers", "log")}
     tables["pools.default"] = PoolConfig(name="default", queues=("default",))
+    tables["cron.nightly"] = CronConfig(name="nightly")
     return tables
 
 
@@ -50,7 +51,7 @@ def test_the_shipped_file_changes_nothing() -> None:
 def test_the_shipped_file_has_every_key_and_no_other() -> None:
     for section, table in defaults().items():
         keys = {entry.name for entry in dataclasses.fields(table)}
-        if section.startswith("pools"):
+        if section.startswith(("pools", "cron")):
             keys.remove("name")
         assert {key for key, _ in sections()[section]} == keys
     assert sections().keys() == defaults().keys()
@@ -83,9 +84,10 @@ def test_each_key_is_explained_right_above_it() -> None:
 def test_every_key_of_the_settings_has_a_kind_and_the_other_way_round() -> None:
     tables = {**defaults(), "worker.retry_strategy": RetryPolicy()}
     tables["pools.NAME"] = tables.pop("pools.default")
+    tables["cron.NAME"] = tables.pop("cron.nightly")
     for section, table in tables.items():
         keys = {entry.name for entry in dataclasses.fields(table)} - {"retry_strategy"}
-        if section == "pools.NAME":
+        if section in ("pools.NAME", "cron.NAME"):
             keys.remove("name")
         assert KINDS[section].keys() == keys
     assert KINDS.keys() == tables.keys()

@@ -199,6 +199,46 @@ def test_a_variable_finds_its_pool_whatever_the_case_and_hyphens_of_the_name(fil
     assert loaded.config.pools == (PoolConfig(name="Big-Files", queues=("big",), concurrency=2),)
 
 
+def test_cron_entries_keep_only_the_keys_that_are_given(file: Path) -> None:
+    text = """
+    [cron.nightly]
+    enabled = false
+    [cron."shop.jobs.clean-up"]
+    task = "clean"
+    expression = "0 3 * * mon"
+    timezone = "Europe/Berlin"
+    args = { days = 3, deep = { list = [1, { a = 1.5 }] } }
+    queue = "q"
+    priority = -1
+    max_attempts = 2
+    enabled = true
+    catch_up = "latest"
+    """
+    write(file.parent / "roost.d" / "more.toml", '[cron.nightly]\nexpression = "@daily"')
+    loaded = load_file(
+        file,
+        text,
+        ROOST_CRON__SHOP_JOBS_CLEAN_UP__ARGS='{"days": 4}',
+        ROOST_CRON__NEW__TASK="x",
+        ROOST_WORKER__RUN_CRON="false",
+    )
+    nightly, clean_up, new = loaded.config.cron
+    assert (nightly.name, nightly.given()) == ("nightly", {"enabled": False, "expression": "@daily"})
+    assert (new.name, new.given()) == ("new", {"task": "x"})
+    assert clean_up.name == "shop.jobs.clean-up"
+    assert clean_up.given() == {
+        "task": "clean", "expression": "0 3 * * mon", "timezone": "Europe/Berlin", "args": {"days": 4}, "queue": "q",
+        "priority": -1, "max_attempts": 2, "enabled": True, "catch_up": "latest",
+    }  # fmt: skip
+    assert loaded.origins["cron.nightly.expression"].endswith("more.toml")
+    assert loaded.config.worker.run_cron is False
+    lines = [line for line in describe(loaded).splitlines() if line.startswith("cron.nightly")]
+    assert lines == [
+        f'cron.nightly.expression = "@daily"   # {file.parent / "roost.d" / "more.toml"}',
+        f"cron.nightly.enabled = false   # {file}",
+    ]
+
+
 def test_a_named_strategy_replaces_the_one_before_with_all_it_took(file: Path) -> None:
     write(file, '[worker]\nretry_strategy = { strategy = "exponential", base = 3, jitter = false }')
     write(file.with_suffix(".d") / "a.toml", '[worker]\nretry_strategy = { strategy = "linear", step = 2 }')
