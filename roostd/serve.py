@@ -19,6 +19,7 @@ from roost_client import SchemaError
 from roost_client.schema import apply_migrations
 from roostd import log
 from roostd.config import Config, ConfigError, LoadedConfig, describe, load
+from roostd.core.timetable import Entry
 from roostd.embedded import EmbeddedError, EmbeddedPostgres
 from roostd.master.run import EXIT_CONFIG, EXIT_UNAVAILABLE, HandlersError, Master, StartError
 from roostd.master.templates import TemplateProcess
@@ -90,10 +91,15 @@ def _check(loaded: LoadedConfig) -> int:
     for warning in report.get("warnings", []):
         click.echo(f"warning: {warning}", err=True)
     if report["op"] != "ready":
-        click.echo(report.get("trace", ""), err=True)
-        click.echo(f"roostd: {_with_fix(report['error'], loaded)}", err=True)
+        if trace := report.get("trace"):
+            click.echo(trace, err=True)
+        error = _with_fix(report["error"], loaded) if report.get("handlers", True) else report["error"]
+        click.echo(f"roostd: {error}", err=True)
         return EXIT_CONFIG
     click.echo(f"# tasks: {', '.join(report['tasks']) or 'none'}")
+    for entry in map(Entry.from_json, report["cron"]):
+        state = "" if entry.enabled else ", not enabled"
+        click.echo(f"# cron: {entry.name}: {entry.expression} {entry.timezone}, task {entry.task}{state}")
     return 0
 
 
@@ -117,8 +123,6 @@ def _import_handlers(config: Config) -> dict[str, Any]:
         if reports[0]["op"] == "gone":
             how = template.describe_exit()
             return {"op": "failed", "error": f"the process that imports the handlers {how}"}
-        if reports[0]["op"] == "failed":
-            reports[0]["error"] = f"cannot import the handlers: {reports[0]['error']}"
         return reports[0]
     finally:
         template.close()

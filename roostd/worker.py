@@ -30,7 +30,7 @@ class Worker:
     Each child imports the modules in which the functions of `registry` (default: what @job filled) are defined, found
     on this process's `sys.path`; importing them must register the tasks. The options mean what the keys of the same
     name mean in the daemon's configuration, and intervals are seconds. Those of the API reference that later versions
-    bring are missing: run_cron, hooks.
+    bring are missing: hooks.
 
     Unlike the daemon, it cannot catch what a job puts into a session of its own if the job's child then crashes. It
     logs by structlog as the program has configured that, or else to stderr.
@@ -48,6 +48,7 @@ class Worker:
         poll_interval: float = 1.0,
         retry_strategy: BackoffStrategy | None = None,
         registry: HandlerRegistry | None = None,
+        run_cron: bool = True,
         heartbeat_interval: float = 15.0,
         orphan_reaper_interval: float = 30.0,
         orphan_stale_after: float = 300.0,
@@ -73,6 +74,7 @@ class Worker:
             **_checked(
                 "worker",
                 poll_interval=poll_interval,
+                run_cron=run_cron,
                 heartbeat_interval=heartbeat_interval,
                 orphan_reaper_interval=orphan_reaper_interval,
                 orphan_stale_after=orphan_stale_after,

@@ -39,7 +39,7 @@ LAYERS: dict[str, tuple[set[str], set[str]]] = {
     ),
     # 4: entry points
     "serve": (
-        {"master", "config", "log", "embedded", "roost_client"},
+        {"master", "config", "log", "embedded", "core", "roost_client"},
         {"click", "psycopg", "structlog"},
     ),
     "worker": (

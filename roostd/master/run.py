@@ -36,12 +36,14 @@ from roostd.core.identity import Identity, is_dead_predecessor
 from roostd.core.job import ClaimedJob
 from roostd.core.outcome import Ending, Report, Settlement, SoftReason, settle
 from roostd.core.pool import Assign, CallOff, Kill, Pool, ProtocolError, Remind, Retire, Settle, TakeBack
+from roostd.core.timetable import Entry
 from roostd.master import heart, housekeeping
 from roostd.master.children import ChildProcess
 from roostd.master.claimer import Claimer, PoolRun
 from roostd.master.database import DatabaseGone, Link
 from roostd.master.listener import Listener
 from roostd.master.orphans import Orphans
+from roostd.master.scheduler import Scheduler
 from roostd.master.templates import TemplateProcess, describe_status
 from roostd.master.writer import Writer
 from roostd.sdnotify import Notifier
@@ -186,6 +188,7 @@ class Master:
             on_fence=self._on_fence,
             on_dead=self._on_dead,
         )
+        self._scheduler = Scheduler(self._claim_link, retry_seconds=retry)
         tasks: list[asyncio.Task[Any]] = [self._loop.create_task(self._writer.run())]
         try:
             if not await self._until_stopped(self._start()):
@@ -205,7 +208,8 @@ class Master:
                 self._reload()
             self._claiming = self._loop.create_task(self._claimer.run())
             stopped = self._loop.create_task(self._stop.wait())
-            regularly = (self._reap_regularly(), self._tidy_regularly(), self._notify_regularly(), listener.run())
+            parts = (self._reap_regularly(), self._tidy_regularly(), self._notify_regularly())
+            regularly = (*parts, listener.run(), self._scheduler.run())
             tasks += [stopped, self._claiming, *map(self._loop.create_task, regularly)]
             done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
             for task in done - {stopped}:
@@ -515,8 +519,11 @@ class Master:
             case "ready":
                 self._on_imported(template, message)
             case "failed":
-                _log.error("handlers.broken", generation=template.generation, trace=message["trace"])
-                self._fail_generation(template.generation, f"cannot import the handlers: {message['error']}")
+                if message["handlers"]:
+                    _log.error("handlers.broken", generation=template.generation, trace=message["trace"])
+                self._fail_generation(
+                    template.generation, message["error"], HandlersError if message["handlers"] else StartError
+                )
             case "forked":
                 self._on_forked(template, message["key"], message["pid"], fds)
             case "refused":
@@ -540,6 +547,9 @@ class Master:
             _log.warning("handlers.warning", warning=warning)
         self._config = dataclasses.replace(template.config, database=self._config.database)
         self._retry_delay = self._own_strategy or _retry_strategy(self._config)
+        self._scheduler.load(
+            [Entry.from_json(fields) for fields in message["cron"]] if self._config.worker.run_cron else []
+        )
         self._set_up_pools(self._config)
         for run in self._pools.values():
             run.pool.retire_older_than(template.generation)
@@ -557,7 +567,7 @@ class Master:
             self._claimer.poll_now()
             self._end_reload(None)
 
-    def _fail_generation(self, generation: int, reason: str) -> None:
+    def _fail_generation(self, generation: int, reason: str, error_class: type[StartError] = HandlersError) -> None:
         template = self._templates.get(generation)
         was_candidate = self._generations.failed(generation)
         if template is not None:
@@ -567,7 +577,7 @@ class Master:
         if self._import_timer:
             self._import_timer.cancel()
         if self._first_import is not None and not self._first_import.done():
-            self._first_import.set_exception(HandlersError(reason, EXIT_CONFIG))
+            self._first_import.set_exception(error_class(reason, EXIT_CONFIG))
         else:
             self._end_reload(reason)
 
@@ -974,6 +984,7 @@ class Master:
                 self._claimer.wake()
         for job_id in beat.cancelled_jobs:
             self._cancel(job_id)
+        self._scheduler.told_time(beat.now)
         request = None if beat.reload_request is None else str(beat.reload_request)
         if request is not None and request != self._answered_request and not self._stopping:
             self._answered_request = request

@@ -49,6 +49,7 @@ class TemplateProcess:
                 "modules": list(handlers.modules),
                 "pythonpath": [str(path) for path in handlers.pythonpath],
                 "registry": handlers.registry,
+                "cron": {entry.name: entry.given() for entry in config.cron},
                 "open_files": open_files,
             }
         )

@@ -16,20 +16,28 @@ import socket
 import sys
 import threading
 import traceback
+from collections.abc import Mapping
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import setproctitle
 
 from roost_client import DEFAULT_HANDLERS, HandlerRegistry
+from roost_client.arguments import object_text
+from roost_client.fields import Refused
 from roostd import linux
 from roostd.child.run import ChildSettings, reset_signals, run_child
+from roostd.core.timetable import Entry, resolve
 from roostd.wire.packets import PacketReader, decode_message, job_socketpair, send_message
 from roostd.wire.signals import DUMP, SOFT
 
 
 class NoRegistry(Exception):
     """`handlers.registry` does not lead to a HandlerRegistry."""
+
+
+class BadEntries(Exception):
+    """Cron entries that can't be used; `str()` has a line for each problem."""
 
 
 class ThreadsStarted(Exception):
@@ -55,9 +63,14 @@ def main(master_fd: int, master_pid: int) -> NoReturn:
         for thread in _other_threads():
             thread.join(0.5)  # it may be about to end
         _refuse_threads()
+        entries = cron_entries(registry, settings["cron"])
+    except BadEntries as error:
+        send_message(master, {"op": "failed", "error": str(error), "trace": "", "handlers": False})
+        os._exit(1)
     except BaseException as error:
         trace = "".join(traceback.format_exception(error))
-        send_message(master, {"op": "failed", "error": f"{type(error).__name__}: {error}", "trace": trace})
+        told = f"cannot import the handlers: {type(error).__name__}: {error}"
+        send_message(master, {"op": "failed", "error": told, "trace": trace, "handlers": True})
         os._exit(1)
     # Children write whole lines, and share the master's streams.
     for stream in (sys.stdout, sys.stderr):
@@ -69,7 +82,8 @@ def main(master_fd: int, master_pid: int) -> NoReturn:
     # it only must not be stopped then.
     if not linux.die_with_parent(signal.SIGCONT, master_pid):
         os._exit(0)
-    send_message(master, {"op": "ready", "tasks": registry.names(), "warnings": _warnings(registry)})
+    cron = [entry.as_json() for entry in entries]
+    send_message(master, {"op": "ready", "tasks": registry.names(), "cron": cron, "warnings": _warnings(registry)})
     _Template(master, reader, registry, settings["open_files"]).serve()
     os._exit(0)
 
@@ -88,6 +102,32 @@ def import_handlers(modules: list[str], pythonpath: list[str], registry: str | N
             f"cannot use handlers.registry {registry!r}: it is a {type(found).__name__}, not a HandlerRegistry"
         )
     return found
+
+
+def cron_entries(registry: HandlerRegistry, configured: Mapping[str, Mapping[str, Any]]) -> list[Entry]:
+    """The entries of the registry and of the settings, with the tasks' defaults. Raises BadEntries.
+
+    Here, because only here the tasks and the models of their arguments are known.
+    """
+
+    def args_text(task: str, args: Any) -> str:
+        spec = registry.get(task)
+        try:
+            return object_text("args", args, None if spec is None else spec.args_model)
+        except Refused as refused:
+            raise ValueError(f"{refused.path} {refused.reason}") from None
+
+    declared = []
+    for spec in registry.cron_entries():
+        entry = spec.entry
+        fields = {key: getattr(entry, key) for key in ("name", "expression", "task", "args", *sorted(spec.passed))}
+        zone = {} if entry.timezone_name is None else {"timezone": entry.timezone_name}
+        declared.append({**fields, **zone, "where": spec.where})
+    tasks = {name: task.defaults for name in registry.names() if (task := registry.get(name)) is not None}
+    entries, problems = resolve(declared, configured, tasks, args_text)
+    if problems:
+        raise BadEntries("\n".join(problems))
+    return entries
 
 
 class _Template:

@@ -80,6 +80,7 @@ def test_the_options_are_those_of_the_api_reference_in_its_order() -> None:
         "poll_interval": 1.0,
         "retry_strategy": None,
         "registry": None,
+        "run_cron": True,
         "heartbeat_interval": 15.0,
         "orphan_reaper_interval": 30.0,
         "orphan_stale_after": 300.0,
