@@ -31,6 +31,7 @@ _STYLES = {
     "pending": "yellow",
     "altered": "red",
     "unknown": "red",
+    "disabled": "yellow",
     "failed": "red",
     "ok": "green",
 }
