@@ -13,7 +13,7 @@ from typing import NoReturn
 
 import click
 
-from bench import backlog, crowd, drain, enqueue, following, idle, latency, memory, waiting
+from bench import backlog, cron, crowd, drain, enqueue, following, idle, latency, memory, waiting
 from bench.figures import Figure, table, write_json
 from bench.rig import BenchError, Rig
 from bench.scale import FULL, QUICK, Scale
@@ -28,6 +28,7 @@ MEASUREMENTS: dict[str, Callable[[Rig, Scale], Iterable[Figure]]] = {
     "crowd": crowd.measure,
     "following": following.measure,
     "backlog": backlog.measure,
+    "cron": cron.measure,
     "memory": memory.measure,
     "idle": idle.measure,
 }

@@ -21,6 +21,7 @@ class Scale:
     backlog_rows: int = 1_000_000
     backlog_jobs: int = 10_000
     backlog_rounds: int = 15
+    cron_entries: int = 1_000
     idle_seconds: float = 20.0
     many_children: int = 16
 
@@ -41,6 +42,7 @@ QUICK = Scale(
     backlog_rows=5_000,
     backlog_jobs=1_000,
     backlog_rounds=1,
+    cron_entries=50,
     idle_seconds=2.0,
     many_children=4,
 )

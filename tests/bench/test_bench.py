@@ -36,7 +36,7 @@ def test_the_table_has_a_line_for_each_figure() -> None:
 @pytest.mark.database
 @pytest.mark.timeout(300)
 def test_the_measurements_run_and_are_kept(tmp_path: Path) -> None:
-    measured = ("drain", "latency", "waiting", "enqueue", "crowd", "following", "memory")
+    measured = ("drain", "latency", "waiting", "enqueue", "crowd", "following", "cron", "memory")
     only = [word for name in measured for word in ("--only", name)]
     path = tmp_path / "figures.json"
     done = subprocess.run(
@@ -54,6 +54,7 @@ def test_the_measurements_run_and_are_kept(tmp_path: Path) -> None:
         "drain",
         "pickup latency, median",
         "enqueue and wait_for, median",
+        "50 cron entries fired",
         "connections with 2 children",
     } <= set(names)
     assert all(figure["value"] > 0 for figure in kept["figures"])
