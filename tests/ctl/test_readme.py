@@ -106,7 +106,7 @@ def test_what_the_readme_shows_works_as_it_shows(reader: Reader) -> None:
         elif not block.text.startswith("$ pip install"):
             for command, shown in block.commands:
                 assert timeless(reader.run(command)) == timeless(shown), command
-    assert seen == 8
+    assert seen == 10
 
 
 def operate(reader: Reader, block: Block) -> None:
