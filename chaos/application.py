@@ -81,7 +81,9 @@ class Application:
 
     def _find(self, conn: psycopg.Connection[Any]) -> None:
         rows = conn.execute(
-            "SELECT id, (args ->> 'key')::bigint FROM roost.job_rows WHERE id > %s ORDER BY id", (self._last_id,)
+            "SELECT id, (args ->> 'key')::bigint FROM roost.job_rows"
+            " WHERE id > %s AND NOT coalesce(metadata, '{}') ? 'cron' ORDER BY id",
+            (self._last_id,),
         ).fetchall()
         for job_id, key in rows:
             self._last_id = job_id

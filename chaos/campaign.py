@@ -73,6 +73,9 @@ def run(plan: Plan, stage: Stage, skipped: dict[str, str]) -> Evidence:
             strays=monitor.strays,
             samples=monitor.samples,
             clock_offset=clock_offset,
+            cron_since=dict(conn.execute(_CRON_SINCE).fetchall()),
+            cron_rows={(name, slot): job_id for name, slot, job_id in conn.execute(_CRON_ROWS)},
+            cron_jobs=conn.execute(_CRON_JOBS).fetchall(),
             left_processes=left,
             left_workers=dict(conn.execute("SELECT id::text, name FROM roost.workers").fetchall()),
             alarms=list(_alarms(stage)),
@@ -88,6 +91,13 @@ SELECT job_id, 'ready' FROM roost.ready UNION ALL SELECT job_id, 'scheduled' FRO
 UNION ALL SELECT job_id, 'claims' FROM roost.claims UNION ALL SELECT job_id, 'blocked' FROM roost.blocked
 UNION ALL SELECT job_id, 'unique_keys' FROM roost.unique_keys
 UNION ALL SELECT job_id, 'ended_parents' FROM roost.ended_parents
+"""
+
+_CRON_SINCE = "SELECT name, extract(epoch FROM since)::float8 FROM roost.cron_entries"
+_CRON_ROWS = "SELECT name, extract(epoch FROM slot)::float8, job_id FROM roost.cron_runs"
+_CRON_JOBS = """
+SELECT metadata #>> '{cron,name}', extract(epoch FROM (metadata #>> '{cron,slot}')::timestamptz)::float8, id
+  FROM roost.jobs WHERE metadata ? 'cron' ORDER BY id
 """
 
 

@@ -93,6 +93,7 @@ class Findings:
     not_started: Counter[str] = field(default_factory=Counter)  # attempts counted that no handler started, by cause
     not_counted: Counter[str] = field(default_factory=Counter)  # runs that counted no attempt, by cause
     lost_results: Counter[str] = field(default_factory=Counter)  # of handlers that returned under their lease, by cause
+    cron_slots: int = 0  # that fired
     crashed_out: int = 0  # jobs that faults crashed so often that they were discarded
     left_by_guarantee: int = 0  # processes that outlived a master and its template
     more_files: Counter[str] = field(default_factory=Counter)  # the most above the start of any process, by its role
@@ -241,6 +242,29 @@ def dependents_wait_for_their_parents(case: Case, findings: Findings) -> Iterato
             yield Violation("dependent", "it was cancelled, and all that it depends on has completed", job_id)
         if state == "completed" and dead:
             yield Violation("dependent", f"it completed, and job {dead[0]}, which it depends on, did not", job_id)
+
+
+def each_cron_slot_fires_once(case: Case, findings: Findings) -> Iterator[Violation]:
+    """Every minute from the first that an entry knows to the last that any has fired; no fault is an excuse."""
+    evidence = case.evidence
+    jobs: dict[tuple[str, float], list[int]] = defaultdict(list)
+    for name, slot, job_id in evidence.cron_jobs:
+        jobs[name, slot].append(job_id)
+    findings.cron_slots = len(jobs)
+    for (name, slot), ids in jobs.items():
+        if len(ids) > 1:
+            yield Violation("cron", f"{name} fired for it at {slot:.0f}, and so it did for job {ids[0]}", ids[1])
+        elif (noted := evidence.cron_rows.get((name, slot))) != ids[0]:
+            yield Violation("cron", f"{name} fired for it at {slot:.0f}, and the slot's row names {noted}", ids[0])
+    for name, slot in evidence.cron_rows.keys() - jobs.keys():
+        yield Violation("cron", f"the slot {slot:.0f} of {name} has a row and no job")
+    last = max((slot for _, slot in jobs), default=0.0)
+    for name, since in evidence.cron_since.items():
+        minute = (since // 60 + 1) * 60
+        while minute <= last:
+            if (name, minute) not in jobs:
+                yield Violation("cron", f"{name} never fired for its slot {minute:.0f}")
+            minute += 60
 
 
 def nothing_ends_twice(case: Case, findings: Findings) -> Iterator[Violation]:
@@ -598,6 +622,7 @@ CHECKS: tuple[Callable[[Case, Findings], Iterator[Violation]], ...] = (
     every_job_ends_as_its_kind_may,
     no_key_is_twice_active,
     dependents_wait_for_their_parents,
+    each_cron_slot_fires_once,
     nothing_ends_twice,
     results_are_of_the_lease_that_stands,
     leases_rise,

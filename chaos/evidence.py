@@ -87,6 +87,9 @@ class Evidence:
     strays: Sequence[Stray] = ()
     samples: Sequence[Sample] = ()
     clock_offset: float = 0.0  # epoch minus monotonic
+    cron_since: Mapping[str, float] = field(default_factory=dict)  # entry -> when it became known; epoch, as all here
+    cron_rows: Mapping[tuple[str, float], int | None] = field(default_factory=dict)  # entry and slot -> job id
+    cron_jobs: Sequence[tuple[str, float, int]] = ()  # entry and slot that a job says it is of, and its id
     left_processes: Sequence[str] = ()
     left_workers: Mapping[str, str] = field(default_factory=dict)  # worker id -> name, of rows still there at the end
     alarms: Sequence[Alarm] = ()

@@ -31,6 +31,11 @@ SHUTDOWN_TIMEOUT = 1.0
 MAX_CRASHES = 3
 CHILDREN = 2  # of the pool that does the work
 ALL_CHILDREN = CHILDREN + 1  # with the one that waits for probes
+CRON_ENTRIES = 20
+CRON = "".join(
+    f'[cron.every_{n:02}]\nexpression = "* * * * *"\ntask = "chaos_tick"\nqueue = "work"\ncatch_up = "latest"\n'
+    for n in range(CRON_ENTRIES)
+)
 
 _CONFIG = """\
 [database]
@@ -58,6 +63,7 @@ max_jobs_per_child = 400
 [pools.probe]
 queues = ["probe"]
 concurrency = 1
+{CRON}
 [log]
 level = "debug"
 format = "json"

@@ -67,6 +67,12 @@ def sleep(packet: JobPacket, key: int, seconds: float = 0.0) -> None:
         time.sleep(seconds)
 
 
+@job("chaos_tick")
+@noted
+def tick(packet: JobPacket) -> None:
+    """What cron entries enqueue."""
+
+
 @job("chaos_fail")
 @noted
 def fail(packet: JobPacket, key: int, until: int) -> None:

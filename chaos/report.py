@@ -55,6 +55,7 @@ def summary(evidence: Evidence, findings: Findings) -> dict[str, Any]:
         "attempts counted and not started, by cause": dict(findings.not_started),
         "runs that count as no attempt, by cause": dict(findings.not_counted),
         "results lost of handlers that returned, by cause": dict(findings.lost_results),
+        "cron slots that fired": findings.cron_slots,
         "jobs discarded because faults crashed them too often": findings.crashed_out,
         "processes that outlived a master and its template": findings.left_by_guarantee,
         "most open files above the start": dict(findings.more_files),
@@ -107,6 +108,7 @@ def table(evidence: Evidence, findings: Findings) -> str:
             f"| {what.removesuffix(', by cause').removesuffix(' by cause')} | {c} | {n} |" for c, n in counts.items()
         ]
     lines += [
+        f"| cron slots | fired | {findings.cron_slots} |",
         f"| jobs discarded | faults killed their children too often | {findings.crashed_out} |",
         *(f"| most open files above its start | {role} | {n} |" for role, n in findings.more_files.items()),
         *(f"| most MiB above its start | {role} | {n / 2**20:.1f} |" for role, n in findings.more_bytes.items()),

@@ -585,6 +585,41 @@ def test_recovery_times_are_sorted() -> None:
     assert recoveries(tale.evidence) == {"child death": [0.1, 0.2, 0.3]}
 
 
+# -- cron
+
+
+def cron_tale(*slots: tuple[str, float, int]) -> Tale:
+    """Two entries that are known since second 30, with these jobs, and a row for each."""
+    tale = good()
+    tale.evidence.cron_since = {"a": 30.0, "b": 30.0}
+    tale.evidence.cron_jobs = slots
+    tale.evidence.cron_rows = {(name, slot): job_id for name, slot, job_id in slots}
+    return tale
+
+
+ALL_SLOTS = (("a", 60.0, 2), ("b", 60.0, 3), ("a", 120.0, 4), ("b", 120.0, 5))
+
+
+def test_a_slot_with_its_row_and_its_job_is_as_it_should_be() -> None:
+    tale = cron_tale(*ALL_SLOTS)
+    assert tale.complaints() == []
+    assert tale.findings().cron_slots == 4
+
+
+def test_a_slot_that_fired_twice_or_never_is_a_violation() -> None:
+    assert cron_tale(*ALL_SLOTS, ("a", 60.0, 6)).complaints() == ["cron"]
+    for left_out in range(3):
+        assert cron_tale(*(slot for n, slot in enumerate(ALL_SLOTS) if n != left_out)).complaints() == ["cron"]
+
+
+def test_a_row_without_its_job_and_a_job_without_its_row_are_violations() -> None:
+    tale = cron_tale(*ALL_SLOTS)
+    tale.evidence.cron_rows = {**tale.evidence.cron_rows, ("a", 0.0): 9}
+    assert tale.complaints() == ["cron"]
+    tale.evidence.cron_rows = {("a", 60.0): 2, ("b", 60.0): 3, ("a", 120.0): 5, ("b", 120.0): 5}
+    assert tale.complaints() == ["cron"]
+
+
 # -- the whole
 
 
