@@ -27,11 +27,12 @@ LAYERS: dict[str, tuple[set[str], set[str]]] = {
     # 2: one thing of the outside world each
     "store": ({"core", "roost_client"}, {"psycopg"}),
     "config": ({"core", "roost_client"}, {"psycopg"}),
-    "log": ({"config"}, {"structlog"}),
+    "lines": (set(), {"structlog"}),
+    "log": ({"config", "lines"}, {"structlog"}),
     "sdnotify": (set(), set()),
     "embedded": (set(), set()),
     # 3: the processes
-    "child": ({"core", "wire", "linux", "roost_client"}, {"pydantic", "setproctitle"}),
+    "child": ({"lines", "core", "wire", "linux", "roost_client"}, {"pydantic", "setproctitle"}),
     "template": ({"child", "core", "wire", "linux", "roost_client"}, {"setproctitle"}),
     "master": (
         {"store", "config", "log", "sdnotify", "core", "wire", "linux", "roost_client"},
