@@ -8,7 +8,8 @@ from typing import NamedTuple
 class ClaimedJob(NamedTuple):
     """One claim. A tuple, because tens of thousands a second are made straight from database rows.
 
-    `args` is the JSON text as PostgreSQL printed it: only the child that runs the job decodes it.
+    `args` and `labels` (tags and metadata, None for a job without either) are JSON text as PostgreSQL printed it: only
+    the child that runs the job decodes it.
     """
 
     id: int
@@ -22,3 +23,4 @@ class ClaimedJob(NamedTuple):
     args: str
     priority: int = 0
     scheduled_at: str = ""  # as PostgreSQL prints it, for `core/frontier.py` alone: nothing here compares times
+    labels: str | None = None

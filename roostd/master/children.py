@@ -55,7 +55,14 @@ class ChildProcess:
         """Hands over jobs in order; returns the leases that its socket had no room for."""
         for number, job in enumerate(jobs):
             packet, overflow = encode_job(
-                job.id, job.lease, job.attempt, job.queue.encode(), job.task.encode(), job.args.encode()
+                job.id,
+                job.lease,
+                job.attempt,
+                job.queue.encode(),
+                job.task.encode(),
+                job.args.encode(),
+                job.timeout_seconds,
+                job.labels.encode() if job.labels else b"",
             )
             try:
                 send_packet(self._jobs, packet, overflow)

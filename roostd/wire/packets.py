@@ -27,17 +27,23 @@ _DO_NOT_WAIT = int(socket.MSG_DONTWAIT)
 _TRUNCATED = int(socket.MSG_TRUNC)
 _FDS_MISSING = int(socket.MSG_CTRUNC)
 
-_JOB = struct.Struct("<BBHHIqq")  # kind, in memfd?, bytes of queue, bytes of task, attempt, lease, job id
+_JOB = struct.Struct("<BBHHIqq")  # kind, flags, bytes of queue, bytes of task, attempt, lease, job id
+_IN_MEMFD, _WITH_MORE = 1, 2  # the flags: the body is in a memfd; it begins with what most jobs have not, as follows
+_MORE = struct.Struct("<II")  # timeout in seconds (0: none), bytes of labels
 _CONTROL = struct.Struct("<Bq")
 
 
 class JobPacket(NamedTuple):
+    """`args` and `labels` (tags and metadata; empty for a job without either) are JSON."""
+
     job_id: int
     lease: int
     attempt: int
     queue: str
     task: str
     args: bytes
+    timeout_seconds: int | None = None
+    labels: bytes = b""
 
 
 class DescriptorsLost(OSError):
@@ -97,22 +103,39 @@ def job_socketpair() -> tuple[socket.socket, socket.socket]:
     return sender, reader
 
 
-def encode_job(job_id: int, lease: int, attempt: int, queue: bytes, task: bytes, args: bytes) -> tuple[bytes, bytes]:
+def encode_job(
+    job_id: int,
+    lease: int,
+    attempt: int,
+    queue: bytes,
+    task: bytes,
+    args: bytes,
+    timeout_seconds: int | None = None,
+    labels: bytes = b"",
+) -> tuple[bytes, bytes]:
     """The packet of a job, and what must go with it in a memfd (empty for nearly every job)."""
-    if len(args) <= INLINE_BYTES:
-        return _JOB.pack(1, 0, len(queue), len(task), attempt, lease, job_id) + queue + task + args, b""
-    return _JOB.pack(1, 1, len(queue), len(task), attempt, lease, job_id) + queue + task, args
+    flags, body = 0, args
+    if timeout_seconds is not None or labels:
+        flags, body = _WITH_MORE, _MORE.pack(timeout_seconds or 0, len(labels)) + labels + args
+    if len(body) <= INLINE_BYTES:
+        return _JOB.pack(1, flags, len(queue), len(task), attempt, lease, job_id) + queue + task + body, b""
+    return _JOB.pack(1, flags | _IN_MEMFD, len(queue), len(task), attempt, lease, job_id) + queue + task, body
 
 
 def decode_job(packet: memoryview, fds: list[int]) -> JobPacket:
     """Reads a job's packet, and closes the memfd that came with it."""
-    _, in_memfd, queue_bytes, task_bytes, attempt, lease, job_id = _JOB.unpack_from(packet)
+    _, flags, queue_bytes, task_bytes, attempt, lease, job_id = _JOB.unpack_from(packet)
     task_start = _JOB.size + queue_bytes
-    args_start = task_start + task_bytes
+    body_start = task_start + task_bytes
     queue = str(packet[_JOB.size : task_start], "utf-8")
-    task = str(packet[task_start:args_start], "utf-8")
-    args = read_memfd(fds.pop()) if in_memfd else bytes(packet[args_start:])
-    return JobPacket(job_id, lease, attempt, queue, task, args)
+    task = str(packet[task_start:body_start], "utf-8")
+    body = read_memfd(fds.pop()) if flags & _IN_MEMFD else bytes(packet[body_start:])
+    if not flags & _WITH_MORE:
+        return JobPacket(job_id, lease, attempt, queue, task, body)
+    timeout_seconds, labels_bytes = _MORE.unpack_from(body)
+    args_start = _MORE.size + labels_bytes
+    labels, args = body[_MORE.size : args_start], body[args_start:]
+    return JobPacket(job_id, lease, attempt, queue, task, args, timeout_seconds or None, labels)
 
 
 def lease_of(packet: memoryview) -> int:

@@ -117,6 +117,29 @@ def test_a_claimed_job_has_the_values_of_its_row_and_of_the_claim(clean_dsn: str
     asyncio.run(main())
 
 
+def test_a_claimed_job_has_its_tags_and_metadata_and_one_without_either_nothing(clean_dsn: str) -> None:
+    async def main() -> None:
+        async with await connect(clean_dsn) as conn:
+            worker_id = await add_worker(conn)
+            tags = ["a", 'b"\\,', "\u00e9"]
+            metadata = {"n": 1.50, "deep": [None, {"x": "\u00e9"}]}
+            await enqueue(conn)
+            await enqueue(conn, tags=tags)
+            await enqueue(conn, metadata=json.dumps(metadata))
+            await enqueue(conn, tags=tags, metadata=json.dumps(metadata))
+            await enqueue(conn, tags=[], metadata="{}")
+            labels = [job.labels for job in await statements.claim(conn, worker_id, everywhere(["default"]), 10)]
+            assert [None if text is None else json.loads(text) for text in labels] == [
+                None,
+                {"tags": tags, "metadata": None},
+                {"tags": None, "metadata": metadata},
+                {"tags": tags, "metadata": metadata},
+                None,
+            ]
+
+    asyncio.run(main())
+
+
 def test_no_more_than_the_limit_is_claimed(clean_dsn: str) -> None:
     async def main() -> None:
         async with await connect(clean_dsn) as conn:

@@ -65,7 +65,10 @@ def open_descriptors() -> dict[int, str]:
 
 
 def send(sock: socket.socket, job: JobPacket) -> None:
-    packet, overflow = encode_job(job.job_id, job.lease, job.attempt, job.queue.encode(), job.task.encode(), job.args)
+    queue, task = job.queue.encode(), job.task.encode()
+    packet, overflow = encode_job(
+        job.job_id, job.lease, job.attempt, queue, task, job.args, job.timeout_seconds, job.labels
+    )
     send_packet(sock, packet, overflow)
 
 
@@ -87,6 +90,8 @@ def received(reader: PacketReader) -> tuple[memoryview, list[int]]:
         queue=NAMES,
         task=NAMES,
         args=st.binary(max_size=200) | st.sampled_from(SIZES).map(lambda size: b"x" * size),
+        timeout_seconds=st.none() | st.integers(1, 2**31 - 1),
+        labels=st.just(b"") | st.binary(max_size=200) | st.sampled_from(SIZES).map(lambda size: b"y" * size),
     )
 )
 def test_every_job_arrives_as_it_was_sent(job: JobPacket) -> None:
@@ -118,6 +123,13 @@ def test_the_longest_names_and_the_largest_inline_arguments_fit_the_buffer(
     job = JobPacket(1, 2, 3, "🦉" * 128, "🐦" * 128, b"x" * INLINE_BYTES)
     send(sender, job)
     assert decode_job(*received(PacketReader(reader_end, wait=False))) == job
+
+
+def test_a_job_without_tags_metadata_and_timeout_pays_no_byte_for_them() -> None:
+    plain, _ = encode_job(1, 2, 3, b"q", b"t", b"{}")
+    assert len(plain) == 26 + len(b"qt{}")
+    assert len(encode_job(1, 2, 3, b"q", b"t", b"{}", 7)[0]) == len(plain) + 8
+    assert len(encode_job(1, 2, 3, b"q", b"t", b"{}", None, b"labels")[0]) == len(plain) + 8 + 6
 
 
 def test_jobs_arrive_in_the_order_in_which_they_were_sent(pair: tuple[socket.socket, socket.socket]) -> None:

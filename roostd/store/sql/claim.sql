@@ -37,7 +37,7 @@ WITH candidate AS MATERIALIZED (
     RETURNING ready.job_id, ready.priority, ready.scheduled_at
 ), job AS MATERIALIZED (
     SELECT j.id, nextval('roost.lease_seq') AS lease, j.attempt + 1 AS attempt, j.max_attempts, j.crashes,
-           j.timeout_seconds, j.queue, j.task, j.args, j.priority, j.scheduled_at
+           j.timeout_seconds, j.queue, j.task, j.args, j.priority, j.scheduled_at, j.tags, j.metadata
       FROM (SELECT taken.job_id FROM taken ORDER BY taken.priority, taken.scheduled_at, taken.job_id) AS t
       JOIN roost.job_rows j ON j.id BETWEEN t.job_id AND t.job_id AND j.state IN ('available', 'retryable')
 ), claim AS (
@@ -45,5 +45,7 @@ WITH candidate AS MATERIALIZED (
     SELECT job.id, job.lease, %(worker_id)s::uuid, job.attempt FROM job
 )
 SELECT job.id, job.lease, job.attempt, job.max_attempts, job.crashes, job.timeout_seconds, job.queue, job.task, job.args::text,
-       job.priority, job.scheduled_at::text
+       job.priority, job.scheduled_at::text,
+       CASE WHEN job.tags IS NOT NULL OR job.metadata IS NOT NULL
+            THEN json_build_object('tags', job.tags, 'metadata', job.metadata)::text END AS labels
   FROM job
