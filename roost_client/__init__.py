@@ -6,6 +6,7 @@ Imports psycopg, pydantic and the standard library only; never roostd.
 from .aclient import AsyncRoost
 from .backoff import BackoffStrategy, exponential, fixed, linear
 from .client import Roost
+from .current import CurrentJob, current_job
 from .defaults import configure, enqueue, enqueue_many
 from .errors import (
     DuplicateUniqueJobError,
@@ -15,6 +16,7 @@ from .errors import (
     JobNotFoundError,
     JobStateError,
     JobTimeoutError,
+    LeaseLostError,
     RoostError,
     SchemaError,
     SnoozeJob,
@@ -43,6 +45,8 @@ __all__ = [
     "AsyncRoost",
     "job",
     "cron",
+    "current_job",
+    "CurrentJob",
     "exponential",
     "linear",
     "fixed",
@@ -68,6 +72,7 @@ __all__ = [
     "JobNotFoundError",
     "JobStateError",
     "JobTimeoutError",
+    "LeaseLostError",
     "SchemaError",
     "SnoozeJob",
     "UnknownTaskError",

@@ -49,6 +49,12 @@ class JobStateError(RoostError):
         self.state = state
 
 
+class LeaseLostError(RoostError):
+    """The job is no longer this run's to complete: it was taken from its worker, or has ended."""
+
+    code: ClassVar[str] = "roost.lease-lost"
+
+
 class UnknownTaskError(RoostError):
     """A worker pulled a job whose task name is not in its registry."""
 

@@ -71,7 +71,7 @@ class Job(BaseModel):
         JSON that Python cannot read, as SQL may have put there, becomes an object that says so. Columns that
         Job has no field for are ignored.
         """
-        read = {**row, **{name: _read_json(row[name]) for name in ("args", "errors", "result", "metadata")}}
+        read = {**row, **{name: read_json(row[name]) for name in ("args", "errors", "result", "metadata")}}
         for name in _TIMES:
             if isinstance(read[name], str):
                 read[name] = datetime.fromisoformat(read[name]).astimezone(UTC)
@@ -81,7 +81,8 @@ class Job(BaseModel):
 _TIMES = ("scheduled_at", "attempted_at", "completed_at", "cancelled_at", "discarded_at", "inserted_at")
 
 
-def _read_json(text: str | None) -> Any:
+def read_json(text: str | None) -> Any:
+    """What Python can make of JSON that the database holds; None for None."""
     if text is None:
         return None
     try:

@@ -2,7 +2,8 @@
 
 The rule: an exception is raised only while the handler of the lease that is meant runs, and never in this module's own
 frames, so it can hit neither the runner, nor its bookkeeping, nor another job. A call-off that comes late is dropped,
-one that comes early is kept until the handler is to run.
+one that comes early is kept until the handler is to run, one that comes while the handler commits with its job until it
+is through with that.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ import json
 import signal
 import socket
 import struct
+import threading
 from collections.abc import Callable
 from types import FrameType
 from typing import Any
@@ -22,6 +24,7 @@ from typing import Any
 from pydantic import BaseModel
 
 from roost_client import JobCancelled
+from roost_client.current import UNINTERRUPTED
 from roost_client.registry import HandlerSpec
 from roostd.core.outcome import SoftReason
 from roostd.wire.packets import decode_control
@@ -43,9 +46,10 @@ _KEPT_CALL_OFFS = 64  # a late one has nobody to take it out
 
 
 class Invoker:
-    """Calls handlers, one at a time, on the main thread."""
+    """Calls handlers, one at a time, on the main thread; it is the `Runner` of their current job."""
 
-    def __init__(self, control: socket.socket) -> None:
+    def __init__(self, control: socket.socket, max_result_bytes: int) -> None:
+        self.max_result_bytes = max_result_bytes
         self.delivered: SoftReason | None = None  # what was raised in the handler that ran last
         self._control = control
         self._called_off: dict[int, SoftReason] = {}  # by lease; of jobs that are over, or yet to start
@@ -53,6 +57,8 @@ class Invoker:
         self._running = False
         self._is_async = False
         self._task: asyncio.Task[Any] | None = None
+        self._held = 0
+        self._put_off = False
         self._reading = False
         self._unread = True
         own = (
@@ -62,6 +68,10 @@ class Invoker:
             Invoker._on_soft,
             Invoker._read_control,
             Invoker._deliver,
+            Invoker.cancel_requested,
+            Invoker.hold,
+            Invoker.let_go,
+            *UNINTERRUPTED,
         )
         self._own_code = {function.__code__ for function in own}
         control.setblocking(False)
@@ -71,6 +81,7 @@ class Invoker:
     def call(self, spec: HandlerSpec, args: dict[str, Any], lease: int) -> Any:
         """The handler's result; whatever it raises."""
         self.delivered = self._task = None
+        self._held, self._put_off = 0, False
         self._lease = lease
         self._is_async = spec.is_async
         self._running = True
@@ -97,6 +108,35 @@ class Invoker:
         """Whether the signal still reaches us: a handler may have taken it for itself, or blocked it."""
         blocked = _signal.pthread_sigmask(_signal.SIG_BLOCK, ())
         return bool(_signal.getsignal(SOFT) == self._on_soft) and SOFT not in blocked
+
+    def cancel_requested(self, lease: int) -> bool:
+        """Whether a cancel of this lease has come, also one that its signal has yet to tell of. For any thread."""
+        self._unread = True
+        if not self._reading:
+            self._read_control()  # a signal meanwhile leaves the raising to the reminder that follows it
+        return self._called_off.get(lease) is SoftReason.CANCEL
+
+    def hold(self, lease: int) -> None:
+        """Raises nothing in the handler of this lease until `let_go`. For any thread."""
+        if lease == self._lease and self._running:
+            self._held += 1
+
+    def let_go(self, lease: int) -> None:
+        """Ends a `hold`, and raises what came meanwhile: here, or in the task."""
+        if lease != self._lease or not self._held:
+            return
+        self._held -= 1
+        if self._held or not self._running:
+            return
+        if self._put_off and self._task is not None:
+            self._task.get_loop().call_soon_threadsafe(self._cancel_task)
+        elif (
+            not self._is_async
+            and self.delivered is None
+            and lease in self._called_off
+            and threading.current_thread() is threading.main_thread()  # to another it means nothing
+        ):
+            raise self._deliver(self._called_off[lease])
 
     def _call_async(self, spec: HandlerSpec, args: dict[str, Any]) -> Any:
         with asyncio.Runner() as runner:
@@ -130,9 +170,15 @@ class Invoker:
             # Into the task, not into whatever frame of the event loop this signal hit. The task looks before it starts.
             if self._task is not None:
                 self._deliver(reason)
-                self._task.get_loop().call_soon_threadsafe(self._task.cancel)
-        elif frame is not None and frame.f_code not in self._own_code:
+                self._task.get_loop().call_soon_threadsafe(self._cancel_task)
+        elif not self._held and frame is not None and frame.f_code not in self._own_code:
             raise self._deliver(reason)
+
+    def _cancel_task(self) -> None:
+        """In the loop, between two steps of the task."""
+        self._put_off = self._held > 0
+        if self._task is not None and not self._put_off:
+            self._task.cancel()
 
     def _read_control(self) -> None:
         self._reading = True

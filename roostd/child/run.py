@@ -16,17 +16,21 @@ import resource
 import signal
 import socket
 import sys
+import time
 import traceback
 from dataclasses import dataclass
 from typing import Any, NoReturn
 
 import setproctitle
 
-from roost_client import HandlerRegistry, JobCancelled, SnoozeJob, UnknownTaskError
+from roost_client import CurrentJob, HandlerRegistry, JobCancelled, SnoozeJob, UnknownTaskError
+from roost_client.current import Completion, set_current
+from roost_client.registry import HandlerSpec
+from roost_client.results import encode_result
 from roostd import linux
 from roostd.child import invoke
 from roostd.child.invoke import Invoker
-from roostd.child.result import encode_result
+from roostd.child.logs import ChildLog
 from roostd.core.outcome import SoftReason
 from roostd.wire.frames import FrameKind, encode_frame
 from roostd.wire.packets import JobPacket, PacketReader, decode_job
@@ -50,6 +54,8 @@ class ChildSettings:
     max_jobs_per_child: int | None
     max_rss_bytes: int | None
     memory_limit_bytes: int | None
+    log_level: str
+    log_format: str
 
 
 class StrictArguments(ValueError):
@@ -104,8 +110,9 @@ class _Child:
         self._jobs = jobs
         self._outcomes = outcomes
         self._outcomes_inode = os.fstat(outcomes.fileno()).st_ino
-        self._invoker = Invoker(control)
+        self._invoker = Invoker(control, settings.max_result_bytes)
         self._registry = registry
+        self._log = ChildLog(settings.log_level, settings.log_format)
         self._settings = settings
         self._title = ""
         self._done = 0
@@ -135,29 +142,46 @@ class _Child:
 
     def _run(self, job: JobPacket) -> tuple[FrameKind, bytes]:
         """Runs the job's handler; never raises."""
-        invoker = self._invoker
-        invoker.forget()
+        self._invoker.forget()
+        deadline = None if job.timeout_seconds is None else time.monotonic() + job.timeout_seconds
+        current = CurrentJob(
+            self._invoker, job.job_id, job.attempt, job.lease, job.queue, job.task, job.labels, deadline
+        )
+        set_current(current)
         try:
             spec = self._registry.get(job.task)
             if spec is None:
                 raise UnknownTaskError(f"no handler is registered for task {job.task!r}")
             args = _decode_arguments(job.args)
-            result = invoker.call(spec, args, job.lease)
-            if invoker.delivered is None:
-                if result is None:
-                    return FrameKind.COMPLETED, b""
-                return FrameKind.COMPLETED, encode_result(result, self._settings.max_result_bytes)
-            # The handler swallowed the exception and returned: it was called off all the same.
-            return _KIND_OF[invoker.delivered], _error_body(_called_off_error(invoker.delivered))
         except BaseException as error:
-            reason = invoker.delivered
-            kind = FrameKind.FAILED if reason is None else _KIND_OF[reason]
-            try:
-                if reason is None and isinstance(error, SnoozeJob):
-                    return FrameKind.SNOOZED, json.dumps({"seconds": float(error.seconds)}).encode()
-                return kind, _error_body(error, named=None if reason is None else _NAME_OF[reason])
-            except BaseException as second:  # an error is the application's: all of its parts may raise
-                return kind, _text_body(f"{_name_of(error)}: <its description raised {_name_of(second)}>", "")
+            return self._failure(error)
+        kind, body = self._handle(spec, args, current)
+        return (kind, body) if current.completion is Completion.OPEN else _after_commit(current.completion, kind, body)
+
+    def _handle(self, spec: HandlerSpec, args: dict[str, Any], job: CurrentJob) -> tuple[FrameKind, bytes]:
+        """Calls the handler: what to report of it. Never raises."""
+        invoker = self._invoker
+        try:
+            result = invoker.call(spec, args, job.lease)
+            if invoker.delivered is not None:
+                # The handler swallowed the exception and returned: it was called off all the same.
+                return _KIND_OF[invoker.delivered], _error_body(_called_off_error(invoker.delivered))
+            if result is None or job.completion is not Completion.OPEN:
+                return FrameKind.COMPLETED, b""
+            return FrameKind.COMPLETED, encode_result(result, self._settings.max_result_bytes)
+        except BaseException as error:
+            return self._failure(error)
+
+    def _failure(self, error: BaseException) -> tuple[FrameKind, bytes]:
+        """What to report of a run that ended with this; never raises."""
+        reason = self._invoker.delivered
+        kind = FrameKind.FAILED if reason is None else _KIND_OF[reason]
+        try:
+            if reason is None and isinstance(error, SnoozeJob):
+                return FrameKind.SNOOZED, json.dumps({"seconds": float(error.seconds)}).encode()
+            return kind, _error_body(error, named=None if reason is None else _NAME_OF[reason])
+        except BaseException as second:  # an error is the application's: all of its parts may raise
+            return kind, _text_body(f"{_name_of(error)}: <its description raised {_name_of(second)}>", "")
 
     def _report(self, frame: bytes) -> bool:
         """Sends an outcome; False when the channel is gone (the handler closed it, or put a file in its place)."""
@@ -217,6 +241,14 @@ _NAME_OF = {
     SoftReason.CANCEL: "JobCancelled",
     SoftReason.SHUTDOWN: "JobInterrupted",
 }
+
+
+def _after_commit(completion: Completion, kind: FrameKind, body: bytes) -> tuple[FrameKind, bytes]:
+    """What to report of a run that has completed its job in a transaction of its own, and then ended as said."""
+    if completion is Completion.COMMITTED:
+        return FrameKind.COMMITTED, _text_body("SnoozeJob", "") if kind is FrameKind.SNOOZED else body
+    # A failure is written if the claim still stands, and else changes nothing: as every failure is.
+    return FrameKind.UNCONFIRMED if kind is FrameKind.COMPLETED else kind, body
 
 
 def _called_off_error(reason: SoftReason) -> BaseException:

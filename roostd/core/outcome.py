@@ -38,6 +38,8 @@ class Ending(enum.Enum):
     LOST = "lost"  # its process was taken down by the loss of another one of ours (template, master)
     SNOOZED = "snoozed"  # asked to run later
     RELEASED = "released"  # never started, or interrupted by a shutdown
+    # Its handler returned after completing it in a transaction of its own, of which nobody knows whether it committed.
+    UNCONFIRMED = "unconfirmed"
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,7 +54,10 @@ class Report:
 
 @dataclass(frozen=True, slots=True)
 class Settlement:
-    """A row of store/sql/settle.sql. `state` None keeps the state that the row had before the claim."""
+    """A row of store/sql/settle.sql. `state` None keeps the state that the row had before the claim.
+
+    An `unconfirmed` one takes effect only if what it stands for did not: the lease tells.
+    """
 
     job_id: int
     lease: int
@@ -61,6 +66,7 @@ class Settlement:
     error: str | None
     counts_attempt: bool
     counts_crash: bool
+    unconfirmed: bool = False
 
 
 def settle(job: ClaimedJob, report: Report, *, retry_delay: Callable[[int], float], max_crashes: int) -> Settlement:
@@ -75,6 +81,7 @@ def settle(job: ClaimedJob, report: Report, *, retry_delay: Callable[[int], floa
             error=error_entry(report.error, report.trace) if error else None,
             counts_attempt=attempt,
             counts_crash=report.ending is Ending.CRASHED,
+            unconfirmed=report.ending is Ending.UNCONFIRMED,
         )
 
     match report.ending:

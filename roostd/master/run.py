@@ -60,6 +60,10 @@ _EARLY_CANCEL_SECONDS = 10.0
 _MAX_UNWRITTEN = 5_000  # outcomes that wait to be written before no more jobs are claimed
 _MAX_SPAWNING = 32  # asked for at a time: master and template must not wait for each other with full sockets
 _SPAWN_SECONDS = 30.0  # for a fork, which takes milliseconds, to be answered
+_UNCONFIRMED = (
+    "TransactionNotCommitted: its handler completed it in a transaction and returned, but that transaction was rolled"
+    " back, or never committed"
+)
 _log = structlog.get_logger()
 
 
@@ -692,6 +696,8 @@ class Master:
             "max_jobs_per_child": pool.max_jobs_per_child,
             "max_rss_bytes": pool.max_rss_bytes,
             "memory_limit_bytes": pool.memory_limit_bytes,
+            "log_level": self._config.log.level,
+            "log_format": self._config.log.format,
         }
 
     def _on_forked(self, template: TemplateProcess, key: int, pid: int, fds: list[int]) -> None:
@@ -862,6 +868,15 @@ class Master:
             if frame.kind is FrameKind.COMPLETED:
                 self._writer.complete(job, frame.body.decode() if frame.body else None)
                 return
+            if frame.kind is FrameKind.COMMITTED:
+                self._writer.written_by_handler()
+                if frame.body:
+                    error = str(json.loads(frame.body)["error"])
+                    _log.warning("job.failed_after_commit", **_named(job), error=error)
+                return
+            if frame.kind is FrameKind.UNCONFIRMED:
+                self._settle(job, Report(Ending.UNCONFIRMED, _UNCONFIRMED))
+                return
             body = json.loads(frame.body)
             report = _report_of_frame(frame.kind, body)
         except Exception as error:
@@ -876,22 +891,18 @@ class Master:
 
     def _settle(self, job: ClaimedJob, report: Report) -> None:
         self._writer.settle(self._decide(job, report))
-        if report.ending is not Ending.RELEASED:
-            _log.info(
-                "job.ended",
-                job_id=job.id,
-                lease=job.lease,
-                attempt=job.attempt,
-                queue=job.queue,
-                task=job.task,
-                ending=report.ending.value,
-                error=report.error or None,
-            )
+        # An unconfirmed one most likely is completed; if it isn't, `_on_settled` tells.
+        if report.ending not in (Ending.RELEASED, Ending.UNCONFIRMED):
+            _log.info("job.ended", **_named(job), ending=report.ending.value, error=report.error or None)
 
     def _decide(self, job: ClaimedJob, report: Report) -> Settlement:
         return settle(job, report, retry_delay=self._retry_delay, max_crashes=self._config.worker.max_crashes)
 
     def _on_settled(self, settlement: Settlement, state: JobState) -> None:
+        if settlement.unconfirmed:
+            _log.info(
+                "job.ended", job_id=settlement.job_id, lease=settlement.lease, ending="failed", error=_UNCONFIRMED
+            )
         if state is JobState.DISCARDED:
             _log.warning("job.discarded", job_id=settlement.job_id)
 
@@ -1093,6 +1104,11 @@ class Master:
             "concurrency": sum(run.pool.size for run in runs),
             "metadata": self._metadata() | {"state": "draining" if self._stopping else "running", **self._counts()},
         }
+
+
+def _named(job: ClaimedJob) -> dict[str, Any]:
+    """What a line of the log has to say of which job it is about."""
+    return {"job_id": job.id, "lease": job.lease, "attempt": job.attempt, "queue": job.queue, "task": job.task}
 
 
 def _report_of_frame(kind: FrameKind, body: dict[str, Any]) -> Report:

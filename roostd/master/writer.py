@@ -106,6 +106,10 @@ class Writer:
     def settle(self, settlement: Settlement) -> None:
         self._settlements.append(settlement)
 
+    def written_by_handler(self) -> None:
+        """Takes in that a handler completed its job in a transaction of its own: it is not for us to write."""
+        self.written += 1
+
     def flush_within(self, seconds: float) -> None:
         """Has what is here written at the latest after `seconds`; earlier when the batch is full."""
         if not self.pending:
@@ -266,6 +270,8 @@ class Writer:
             state = ours.get(settlement.lease)
             if state is not None:
                 self._on_settled(settlement, state)
+            elif settlement.unconfirmed and settlement.lease not in self._locked:
+                self.written += 1  # by its handler
 
     def _report_lost(self, jobs: Sequence[ClaimedJob]) -> None:
         for job in jobs:

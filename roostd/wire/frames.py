@@ -25,6 +25,8 @@ class FrameKind(enum.IntEnum):
     TIMED_OUT = 4  # as FAILED: the deadline's exception was raised in the handler
     CANCELLED = 5  # as FAILED: the cancel's exception was raised in the handler
     INTERRUPTED = 6  # as FAILED: the shutdown's exception was raised in the handler
+    COMMITTED = 7  # completed in a transaction of the handler's own; as FAILED, of what it raised after it, or empty
+    UNCONFIRMED = 8  # the handler returned after a transaction of that kind whose commit is not known of; empty
 
 
 _KINDS = {int(kind): kind for kind in FrameKind}

@@ -32,6 +32,8 @@ SETTINGS: dict[str, Any] = {
     "max_jobs_per_child": None,
     "max_rss_bytes": None,
     "memory_limit_bytes": None,
+    "log_level": "info",
+    "log_format": "json",
 }
 _keys = itertools.count(1)
 _leases = itertools.count(1)
@@ -58,7 +60,7 @@ class Template:
     """The template that the children of these tests are forked from."""
 
     def __init__(self) -> None:
-        handlers = HandlersConfig(modules=("handlers",), pythonpath=(Path(__file__).parent,))
+        handlers = HandlersConfig(modules=("handlers", "transactions"), pythonpath=(Path(__file__).parent,))
         self.process = TemplateProcess(1, Config(handlers=handlers))
         self.ready = False
         self.forked: dict[int, tuple[int, list[int]]] = {}
@@ -108,15 +110,17 @@ class Child:
         self._frames: deque[Frame] = deque()
         self._ended = False
         self._called_off: tuple[int, float] | None = None  # the last lease that was, and when
+        self._remind_at = 0.0
 
     def start(self, task: str, /, *, lease: int | None = None, **args: Any) -> int:
         """Hands over a job; returns its lease."""
         return self.start_raw(task, json.dumps(args), lease=lease)
 
-    def start_raw(self, task: str, args: str, *, lease: int | None = None) -> int:
+    def start_raw(self, task: str, args: str, *, lease: int | None = None, **fields: Any) -> int:
+        """As start; `fields` are those of the ClaimedJob."""
         lease = next(_leases) if lease is None else lease
-        unsent = self.process.send([ClaimedJob(lease + 10**6, lease, 1, 20, 0, None, "default", task, args)])
-        assert unsent == []
+        job = ClaimedJob(lease + 10**6, lease, 1, 20, 0, None, "default", task, args)
+        assert self.process.send([job._replace(**fields)]) == []
         return lease
 
     def outcome(self) -> Outcome:
@@ -145,6 +149,7 @@ class Child:
     def call_off(self, lease: int, reason: SoftReason = SoftReason.CANCEL) -> None:
         self.process.call_off(lease, reason)
         self._called_off = lease, time.monotonic()
+        self._remind_at = time.monotonic() + REMIND_SECONDS
 
     def last_outcomes(self) -> list[Outcome]:
         """All that it reports before it ends."""
@@ -164,6 +169,13 @@ class Child:
         assert not self._frames, self._frames
         return statuses[self._key]
 
+    def says_nothing(self, seconds: float) -> bool:
+        """Whether it reports nothing for so long."""
+        until = time.monotonic() + seconds
+        while (left := until - time.monotonic()) > 0 and not self._has_frame():
+            select.select([self.process.outcomes.fileno()], [], [], min(left, REMIND_SECONDS))
+        return not self._frames
+
     def is_alive(self) -> bool:
         return not select.select([self.process.pidfd], [], [], 0)[0]
 
@@ -177,7 +189,11 @@ class Child:
         self._read()
         if self._frames or self._ended:
             return True
-        if self._called_off and time.monotonic() - self._called_off[1] >= REMIND_SECONDS:
+        now = time.monotonic()
+        if self._called_off and now >= self._remind_at:
+            # As the pool does it: psycopg, which waits a tenth of a second at a time, and looks for signals after that
+            # alone, would never come to it if it were interrupted all the time.
+            self._remind_at = now + (now - self._called_off[1])
             self.process.remind(self._called_off[0])
         return False
 

@@ -21,6 +21,7 @@ from pydantic import BaseModel
 from roost_client import SnoozeJob, job
 from tests.child import models
 from tests.child.models import Parcel
+from tests.child.telling import tell
 
 
 @job("echo")
@@ -31,12 +32,6 @@ def echo(**args: Any) -> Any:
 @job("one_argument")
 def one_argument(value: int) -> int:
     return value
-
-
-def tell(post: str, word: str = "started") -> None:
-    """Lets the test know how far the handler is."""
-    with open(post, "w") as file:
-        file.write(word + "\n")
 
 
 # -- endings

@@ -44,6 +44,8 @@ TABLE = [
     (Ending.CANCELLED, False, 9, CANCELLED, 0.0, True, False),
     (Ending.SNOOZED, True, 0, AVAILABLE, 5.0, False, False),
     (Ending.SNOOZED, False, 9, AVAILABLE, 5.0, False, False),
+    (Ending.UNCONFIRMED, True, 9, RETRYABLE, RETRY_SECONDS, True, False),
+    (Ending.UNCONFIRMED, False, 0, DISCARDED, 0.0, True, False),
     (Ending.RELEASED, True, 0, None, 0.0, False, False),
     (Ending.RELEASED, False, 9, None, 0.0, False, False),
 ]
@@ -66,6 +68,7 @@ def test_what_an_ending_leads_to(
     assert (settlement.job_id, settlement.lease) == (7, 99)
     assert (settlement.state, settlement.delay_seconds) == (state, delay)
     assert (settlement.counts_attempt, settlement.counts_crash) == (attempt, crash)
+    assert settlement.unconfirmed == (ending is Ending.UNCONFIRMED)
     recorded = ending not in (Ending.SNOOZED, Ending.RELEASED)
     assert (settlement.error is not None) == recorded
     if settlement.error is not None:

@@ -6,21 +6,26 @@ They leave their traces in the working directory, which is the folder of the tes
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import ctypes
 import itertools
 import os
 import re
 import signal
+import socket
 import sys
+import threading
 import time
 from collections import deque
 from pathlib import Path
 from typing import Any
 
+import psycopg
+from psycopg.pq import TransactionStatus
 from pydantic import BaseModel
 
 import roost_client
-from roost_client import SnoozeJob, job
+from roost_client import SnoozeJob, current_job, job
 
 # -- well-behaved
 
@@ -395,3 +400,115 @@ def tick(key: str) -> None:
 @job("environment")
 def environment() -> list[str]:
     return list(os.environ)
+
+
+# -- the current job, and transactions of its own
+
+
+@job("tell_of_itself")
+def tell_of_itself() -> dict[str, Any]:
+    here = current_job()
+    here.log.info("told", extra={"order": 17})
+    return {"id": here.id, "tags": here.tags, "metadata": here.metadata, "lasts": here.deadline is not None}
+
+
+kept_connection: psycopg.Connection[Any] | None = None
+
+
+def connection(dsn: str) -> psycopg.Connection[Any]:
+    """That of the process, or a new one where it is broken."""
+    global kept_connection
+    if kept_connection is None or kept_connection.info.transaction_status != TransactionStatus.IDLE:
+        if kept_connection is not None:
+            kept_connection.close()
+        kept_connection = psycopg.connect(dsn, application_name="handler")
+    return kept_connection
+
+
+@job("add_one")
+def add_one(dsn: str, before: float = 0, after: float = 0, nested: bool = False) -> None:
+    """In its block it waits before and after it writes; in a later run than the first not for long."""
+    before = min(before, 0.01) if current_job().attempt > 1 else before
+    conn = connection(dsn)
+    with conn.transaction() if nested else contextlib.nullcontext():
+        with current_job().transaction(conn):
+            time.sleep(before)
+            conn.execute("UPDATE counter SET n = n + 1")
+            time.sleep(after)
+
+
+@job("add_one_in_coroutine")
+async def add_one_in_coroutine(dsn: str, before: float = 0, after: float = 0) -> None:
+    async with await psycopg.AsyncConnection.connect(dsn, application_name="handler") as conn:
+        async with current_job().transaction(conn):
+            await asyncio.sleep(before)
+            await conn.execute("UPDATE counter SET n = n + 1")
+            await asyncio.sleep(after)
+
+
+@job("add_one_and_fail")
+def add_one_and_fail(dsn: str) -> None:
+    add_one(dsn)
+    raise ValueError("after the commit")
+
+
+@job("add_one_and_hold")
+def add_one_and_hold(dsn: str, key: str) -> None:
+    """Completes the job in a transaction that it keeps open, until there is a file KEY.go; or KEY.undo."""
+    with psycopg.connect(dsn, application_name="handler") as conn:
+        with conn.transaction():
+            with current_job().transaction(conn):
+                conn.execute("UPDATE counter SET n = n + 1")
+            Path(f"{key}.started").touch()
+            while not Path(f"{key}.go").exists():
+                if Path(f"{key}.undo").exists():
+                    raise psycopg.Rollback
+                time.sleep(0.01)
+
+
+@job("add_one_and_leave_open")
+def add_one_and_leave_open(dsn: str, key: str) -> None:
+    """Returns, and leaves it to a thread to commit when there is a file KEY.go, or to roll back."""
+    conn = psycopg.connect(dsn, application_name="handler")
+    conn.execute("SELECT 1")
+    with current_job().transaction(conn):
+        conn.execute("UPDATE counter SET n = n + 1")
+
+    def end() -> None:
+        while not (go := Path(f"{key}.go").exists()) and not Path(f"{key}.undo").exists():
+            time.sleep(0.01)
+        conn.commit() if go else conn.rollback()
+        conn.close()
+
+    threading.Thread(target=end, daemon=True).start()
+
+
+@job("add_one_later")
+def add_one_later(dsn: str, key: str) -> None:
+    """Waits in its block for a file KEY.go."""
+    with psycopg.connect(dsn, application_name="handler") as conn, current_job().transaction(conn):
+        conn.execute("UPDATE counter SET n = n + 1")
+        hold(key)
+        conn.execute("SELECT 1")
+
+
+@job("add_one_and_lose_the_answer")
+def add_one_and_lose_the_answer(dsn: str, key: str) -> None:
+    """Cuts its own connection while the COMMIT waits for an advisory lock."""
+    with psycopg.connect(dsn, application_name="handler") as conn:
+
+        def cut() -> None:
+            with psycopg.connect(dsn, autocommit=True) as other:
+                waiting = "SELECT 1 FROM pg_locks WHERE pid = %s AND locktype = 'advisory' AND NOT granted"
+                while not other.execute(waiting, [conn.info.backend_pid]).fetchone():
+                    time.sleep(0.005)
+            with socket.socket(fileno=os.dup(conn.fileno())) as ours:
+                ours.shutdown(socket.SHUT_RDWR)
+
+        thread = threading.Thread(target=cut)
+        thread.start()
+        try:
+            with current_job().transaction(conn):
+                conn.execute("UPDATE counter SET n = n + 1")
+        finally:
+            thread.join()

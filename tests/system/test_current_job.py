@@ -1,0 +1,264 @@
+"""Jobs that ask who they are and complete themselves: their effect happens once, and what stands in the log is true."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import random
+import signal
+import time
+from collections import Counter
+from typing import Any
+
+import psycopg
+import pytest
+
+from roost_client import JobInsert
+from tests.system.conftest import StartDaemon
+from tests.system.daemon import Daemon, Settings, eventually
+from tests.system.jobs import Jobs
+
+LATER = {"worker": {"retry_strategy": {"delay": 3600}}}
+ONE_CHILD = {"pools": {"default": {"queues": ["default"], "concurrency": 1}}}
+
+
+@pytest.fixture
+def counting(jobs: Jobs) -> Jobs:
+    jobs.query("CREATE TABLE counter (n integer)")
+    jobs.query("INSERT INTO counter VALUES (0)")
+    return jobs
+
+
+def counter(jobs: Jobs) -> int:
+    (row,) = jobs.query("SELECT n FROM counter")
+    return int(row["n"])
+
+
+def assert_nothing_was_lost(daemon: Daemon, jobs: Jobs) -> None:
+    assert not daemon.entries("job.lease_lost")
+    assert jobs.query("SELECT 1 FROM roost.claims") == []
+
+
+def test_a_job_knows_what_it_was_enqueued_with_and_speaks_in_the_daemons_log(
+    start_daemon: StartDaemon, jobs: Jobs
+) -> None:
+    daemon = start_daemon()
+    options: dict[str, Any] = {"tags": ["a", "ü"], "metadata": {"trace": "00-1"}, "timeout_seconds": 60}
+    job_id = jobs.add("tell_of_itself", **options)
+    assert jobs.wait(job_id).result == {
+        "id": job_id,
+        "tags": ["a", "ü"],
+        "metadata": {"trace": "00-1"},
+        "lasts": True,
+    }
+    entry = daemon.wait_for("job.logged", job_id=job_id)
+    assert (entry["message"], entry["order"], entry["task"], entry["level"]) == ("told", 17, "tell_of_itself", "info")
+    plain = jobs.add("tell_of_itself")
+    assert jobs.wait(plain).result == {"id": plain, "tags": [], "metadata": {}, "lasts": False}
+
+
+# -- transactions
+
+
+@pytest.mark.parametrize("task", ["add_one", "add_one_in_coroutine"])
+def test_a_job_completes_in_its_own_transaction_and_no_lease_seems_lost(
+    start_daemon: StartDaemon, counting: Jobs, task: str
+) -> None:
+    daemon = start_daemon()
+    counting.wait_all(counting.add_many(100, task, {"dsn": counting.dsn}))
+    assert counter(counting) == 100
+    assert counting.query("SELECT 1 FROM roost.jobs WHERE attempt <> 1 OR errors <> '[]'") == []
+    counting.wait_all(counting.add_many(10, "noop"))  # so that what was reported has been taken in
+    assert_nothing_was_lost(daemon, counting)
+    assert not daemon.entries("job.ended")
+
+
+def test_jobs_that_complete_themselves_count_among_those_that_ended(start_daemon: StartDaemon, counting: Jobs) -> None:
+    for nested in (False, True):
+        counting.add_many(10, "add_one", {"dsn": counting.dsn, "nested": nested})
+    daemon = start_daemon(None, "--once", ready=False)
+    assert daemon.wait_exit() == 0
+    assert daemon.stdout == "20\n"
+    assert counter(counting) == 20
+    assert_nothing_was_lost(daemon, counting)
+
+
+def test_a_job_that_fails_after_its_commit_stays_completed_and_the_log_says_so(
+    start_daemon: StartDaemon, counting: Jobs
+) -> None:
+    daemon = start_daemon()
+    job_id = counting.add("add_one_and_fail", {"dsn": counting.dsn})
+    entry = daemon.wait_for("job.failed_after_commit", job_id=job_id)
+    assert (entry["error"], entry["attempt"]) == ("ValueError: after the commit", 1)
+    job = counting.get(job_id)
+    assert (job.state, job.errors, counter(counting)) == ("completed", [], 1)
+    assert_nothing_was_lost(daemon, counting)
+
+
+@pytest.mark.parametrize("task", ["add_one_and_hold", "add_one_and_leave_open"])
+@pytest.mark.parametrize("commits", [True, False], ids=["commit", "rollback"])
+def test_a_job_in_a_transaction_that_stays_open_holds_up_no_other_and_is_what_becomes_of_that(
+    start_daemon: StartDaemon, counting: Jobs, task: str, commits: bool
+) -> None:
+    daemon = start_daemon(LATER)
+    job_id = counting.add(task, {"dsn": counting.dsn, "key": "held"})
+    if task == "add_one_and_hold":
+        daemon.wait_started("held")
+    else:
+        daemon.wait_for("outcomes.locked", jobs=[job_id])
+    counting.wait_all(counting.add_many(200, "noop"))
+    assert counting.get(job_id).state == "executing"
+    (daemon.folder / ("held.go" if commits else "held.undo")).touch()
+    if commits:
+        job = counting.wait(job_id)
+        assert (job.state, job.attempt, job.errors, counter(counting)) == ("completed", 1, [], 1)
+    else:
+        job = counting.wait(job_id, "retryable")
+        assert (job.attempt, counter(counting)) == (1, 0)
+        assert job.errors[0]["error"].startswith("TransactionNotCommitted: ")
+        daemon.wait_for("job.ended", job_id=job_id, ending="failed")
+    eventually(lambda: not counting.query("SELECT 1 FROM roost.claims"), "end of the claim")
+    assert_nothing_was_lost(daemon, counting)
+
+
+@pytest.mark.parametrize("commits", [True, False], ids=["commits", "does not commit"])
+def test_a_commit_whose_answer_is_lost_is_judged_by_the_lease(
+    start_daemon: StartDaemon, counting: Jobs, commits: bool
+) -> None:
+    counting.query(
+        "CREATE FUNCTION wait_at_commit() RETURNS trigger LANGUAGE plpgsql AS"
+        " 'BEGIN PERFORM pg_advisory_xact_lock(1); RETURN NULL; END'"
+    )
+    counting.query(
+        "CREATE CONSTRAINT TRIGGER waits AFTER UPDATE ON counter DEFERRABLE INITIALLY DEFERRED"
+        " FOR EACH ROW EXECUTE FUNCTION wait_at_commit()"
+    )
+    daemon = start_daemon(LATER)
+    with psycopg.connect(counting.dsn, autocommit=True) as conn:
+        conn.execute("SELECT pg_advisory_lock(1)")
+        job_id = counting.add("add_one_and_lose_the_answer", {"dsn": counting.dsn, "key": "lost"})
+        daemon.wait_for("outcomes.locked", jobs=[job_id])  # the failure is reported while the server still commits
+        counting.wait_all(counting.add_many(200, "noop"))
+        if not commits:
+            counting.query(
+                "SELECT pg_terminate_backend(pid) FROM pg_stat_activity"
+                " WHERE datname = current_database() AND application_name = 'handler'"
+            )
+        else:
+            conn.execute("SELECT pg_advisory_unlock(1)")
+        job = counting.wait(job_id, "completed" if commits else "retryable")
+        assert (job.attempt, len(job.errors), counter(counting)) == ((1, 0, 1) if commits else (1, 1, 0))
+    assert_nothing_was_lost(daemon, counting)
+
+
+def test_a_job_that_is_killed_by_its_timeout_in_the_block_has_had_no_effect(
+    start_daemon: StartDaemon, counting: Jobs
+) -> None:
+    daemon = start_daemon(LATER)
+    job_id = counting.add("add_one_later", {"dsn": counting.dsn, "key": "held"}, timeout_seconds=1)
+    daemon.wait_started("held")
+    job = counting.wait(job_id, "retryable")
+    assert job.errors[0]["error"].startswith("TimeoutError: ")
+    eventually(
+        lambda: not counting.query("SELECT 1 FROM pg_stat_activity WHERE application_name = 'handler'"),
+        "end of its connection",
+    )
+    assert counter(counting) == 0
+    assert_nothing_was_lost(daemon, counting)
+
+
+def test_a_run_whose_job_another_worker_has_taken_rolls_back(start_daemon: StartDaemon, counting: Jobs) -> None:
+    settings: Settings = {"worker": {"orphan_stale_after": 2.0}, **ONE_CHILD}
+    stopped = start_daemon(settings)
+    job_id = counting.add("add_one_later", {"dsn": counting.dsn, "key": "held"})
+    stopped.wait_started("held")
+    stopped.signal(signal.SIGSTOP)
+    peer = start_daemon(settings)
+    peer.wait_for("worker.declared_dead", pid=stopped.pid)
+    peer.let_go("held")
+    # The first run, in its block still, holds the counter's row: it must end before the second can have it.
+    stopped.let_go("held")
+    assert counting.wait(job_id).attempt == 2
+    stopped.signal(signal.SIGCONT)
+    stopped.wait_for("worker.registered")
+    assert counter(counting) == 1
+    assert counting.query("SELECT 1 FROM roost.claims") == []
+
+
+def test_two_thousand_jobs_that_add_one_have_added_two_thousand_whatever_was_killed_meanwhile(
+    start_daemon: StartDaemon, counting: Jobs
+) -> None:
+    seed = int(os.environ.get("ROOST_TEST_SEED") or random.randrange(2**32))
+    print(f"seed {seed}")
+    rng = random.Random(seed)
+    number = 2_000
+    settings: Settings = {"worker": {"max_crashes": 1_000, "orphan_reaper_interval": 0.2, "orphan_stale_after": 2.0}}
+    daemons = [start_daemon(settings), start_daemon(settings)]
+
+    def one(index: int) -> JobInsert:
+        args = {"dsn": counting.dsn, "before": rng.uniform(0, 0.004), "after": rng.uniform(0, 0.003)}
+        if index % 10 == 0:
+            return JobInsert("add_one_in_coroutine", args, max_attempts=10_000)
+        return JobInsert("add_one", {**args, "nested": index % 10 == 1}, max_attempts=10_000)
+
+    counting.roost.enqueue_many([one(index) for index in range(number - 3 * SLOW)])
+    # What takes seconds to come back dies a few times, as the jobs go on; what is back at once, all the time.
+    rare = sorted((rng.randrange(number * 9 // 10), what) for what in ("master", "template", "lease") * 3)
+    done: Counter[str] = Counter()
+    deadline = time.monotonic() + 100
+    while (completed := counting.count("completed")) < number:
+        assert time.monotonic() < deadline, f"{completed} after {done}; {[daemon.told() for daemon in daemons]}"
+        what = (
+            rare.pop(0)[1]
+            if rare and rare[0][0] <= completed
+            else rng.choices(["child", "handler", "roostd"], [5, 5, 1])[0]
+        )
+        done[what] += kill(what, rng.choice(daemons), counting, rng)
+        time.sleep(rng.uniform(0, 0.15))
+    print(done)
+    assert counter(counting) == number
+    assert min(done[what] for what in ("child", "handler", "roostd", "master", "template", "lease")) > 0
+
+
+OLD_BLOCKS = (
+    "SELECT 1 FROM pg_stat_activity WHERE datname = current_database() AND application_name = 'handler'"
+    " AND xact_start < now() - interval '1.5 s'"
+)
+SLOW = 4  # jobs that each loss of a lease brings along
+
+
+def kill(what: str, daemon: Daemon, jobs: Jobs, rng: random.Random) -> int:
+    """Kills one of a kind, of `daemon` or on the server; returns how many."""
+    match what:
+        case "master":
+            daemon.signal(signal.SIGKILL)
+            daemon.wait_exit()
+            daemon.start().wait_ready()
+            return 1
+        case "lease":
+            # A daemon is stopped while a job is in its block, which goes on until the other has taken it away.
+            slow = jobs.add_many(SLOW, "add_one", {"dsn": jobs.dsn, "before": 3.0}, priority=-1, max_attempts=10_000)
+            holds = (
+                "SELECT w.pid FROM roost.claims c JOIN roost.workers w ON w.id = c.worker_id WHERE job_id = ANY (%s)"
+            )
+            pid = eventually(lambda: jobs.query(holds, slow), "claim of a slow job")[0]["pid"]
+            os.kill(pid, signal.SIGSTOP)
+            eventually(lambda: not jobs.query("SELECT 1 FROM roost.workers WHERE pid = %s", pid), "end of its row")
+            eventually(lambda: not jobs.query(OLD_BLOCKS), "end of the blocks that were open")
+            os.kill(pid, signal.SIGCONT)
+            return 1
+        case "handler" | "roostd":
+            pids = jobs.query(
+                "SELECT pid FROM pg_stat_activity WHERE datname = current_database() AND application_name LIKE %s"
+                " ORDER BY pid",
+                f"{what}%",
+            )
+            if pids:
+                jobs.query("SELECT pg_terminate_backend(%s)", rng.choice(pids)["pid"])
+            return len(pids[:1])
+        case _:
+            processes = daemon.children() if what == "child" else [daemon.wait_template()]
+            for pid in rng.sample(processes, min(1, len(processes))):
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)
+            return len(processes[:1])
