@@ -24,6 +24,7 @@ from .errors import (
     WorkerCrash,
     WorkerShutdown,
 )
+from .hooks import Hooks
 from .registry import DEFAULT_HANDLERS, CronSpec, HandlerRegistry, HandlerSpec, cron, job
 from .types import (
     AddedCount,
@@ -47,6 +48,7 @@ __all__ = [
     "cron",
     "current_job",
     "CurrentJob",
+    "Hooks",
     "exponential",
     "linear",
     "fixed",

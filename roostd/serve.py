@@ -105,8 +105,8 @@ def _check(loaded: LoadedConfig) -> int:
 
 def _with_fix(error: str, loaded: LoadedConfig) -> str:
     """What is wrong with the handlers, and where to look: in their code, or in the settings that lead to it."""
-    origin = loaded.origins["handlers.modules"]
-    return f"{error}; correct the code, or handlers.modules from {origin} and handlers.pythonpath"
+    key = "worker.hooks" if "NoHooks: " in error else "handlers.modules"
+    return f"{error}; correct the code, or {key} from {loaded.origins[key]} and handlers.pythonpath"
 
 
 def _import_handlers(config: Config) -> dict[str, Any]:

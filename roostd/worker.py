@@ -7,6 +7,7 @@ no process title set, and its other child processes are left alone.
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import logging
 import math
 import sys
@@ -16,7 +17,7 @@ from typing import Any
 
 import structlog
 
-from roost_client import DEFAULT_HANDLERS, BackoffStrategy, HandlerRegistry, exponential
+from roost_client import DEFAULT_HANDLERS, BackoffStrategy, HandlerRegistry, Hooks, exponential
 from roostd.config import Config, DatabaseConfig, HandlersConfig, PoolConfig, WorkerConfig
 from roostd.config.kinds import KINDS
 from roostd.master.run import Master
@@ -29,8 +30,8 @@ class Worker:
 
     Each child imports the modules in which the functions of `registry` (default: what @job filled) are defined, found
     on this process's `sys.path`; importing them must register the tasks. The options mean what the keys of the same
-    name mean in the daemon's configuration, and intervals are seconds. Those of the API reference that later versions
-    bring are missing: hooks.
+    name mean in the daemon's configuration, and intervals are seconds. The `hooks` need a name in one of these
+    modules, or in the module of one of their functions: the children find them there.
 
     Unlike the daemon, it cannot catch what a job puts into a session of its own if the job's child then crashes. It
     logs by structlog as the program has configured that, or else to stderr.
@@ -60,6 +61,7 @@ class Worker:
         result_ttl_seconds: float | None = None,
         startup_max_retries: int = 30,
         startup_retry_delay: float = 1.0,
+        hooks: Hooks | None = None,
     ) -> None:
         self._database = DatabaseConfig(
             **_checked("database", dsn=dsn),
@@ -100,6 +102,9 @@ class Worker:
         self._pool = PoolConfig(name="default", **_checked("pools.NAME", queues=queues, concurrency=concurrency))
         self._retry_strategy = None if retry_strategy is None else _guarded(retry_strategy)
         self._registry = DEFAULT_HANDLERS if registry is None else registry
+        if hooks is not None and not isinstance(hooks, Hooks):
+            raise ValueError(f"cannot use hooks={hooks!r}: expected a Hooks")
+        self._hooks = hooks
         self._master: Master | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
         self._stops = 0
@@ -127,9 +132,10 @@ class Worker:
     async def _run(self, *, once: bool) -> int:
         if self._master is not None:
             raise RuntimeError("cannot run this worker: it runs already; make another one")
-        config = Config(
-            database=self._database, worker=self._worker, handlers=_handlers_of(self._registry), pools=(self._pool,)
-        )
+        handlers = _handlers_of(self._registry)
+        hooks = None if self._hooks is None else _address_of_hooks(self._hooks, handlers.modules)
+        worker = dataclasses.replace(self._worker, hooks=hooks)
+        config = Config(database=self._database, worker=worker, handlers=handlers, pools=(self._pool,))
         if not structlog.is_configured():  # its own default is stdout, where the program's data goes
             structlog.configure(
                 wrapper_class=structlog.make_filtering_bound_logger(logging.INFO),
@@ -203,10 +209,26 @@ def _handlers_of(registry: HandlerRegistry) -> HandlersConfig:
 
 def _address_of(registry: HandlerRegistry, modules: Iterable[str]) -> str:
     """Where the modules of the handlers have the registry, as module:attribute."""
+    if (address := _find(registry, modules)) is None:
+        raise ValueError(
+            f"cannot find the registry in the modules of its handlers ({', '.join(modules)}): give it a name there"
+        )
+    return address
+
+
+def _address_of_hooks(hooks: Hooks, modules: Iterable[str]) -> str:
+    """Where the modules of the handlers, or those of the hooks' own functions, have the hooks."""
+    of_functions = [getattr(hook, "__module__", None) for hook in (hooks.before_job, hooks.after_job)]
+    # What stands in __main__ no child can import.
+    searched = dict.fromkeys([*modules, *(name for name in of_functions if name in sys.modules and name != "__main__")])
+    if (address := _find(hooks, searched)) is None:
+        raise ValueError(f"cannot find the hooks in the modules {', '.join(searched)}: give them a name there")
+    return address
+
+
+def _find(what: object, modules: Iterable[str]) -> str | None:
     for module in modules:
         for attribute, value in vars(sys.modules[module]).items():
-            if value is registry:
+            if value is what:
                 return f"{module}:{attribute}"
-    raise ValueError(
-        f"cannot find the registry in the modules of its handlers ({', '.join(modules)}): give it a name there"
-    )
+    return None

@@ -78,8 +78,8 @@ class Invoker:
         signal.signal(SOFT, self._on_soft)
         self._read_control()  # until now the signal was ignored
 
-    def call(self, spec: HandlerSpec, args: dict[str, Any], lease: int) -> Any:
-        """The handler's result; whatever it raises."""
+    def call(self, spec: HandlerSpec, args: dict[str, Any], lease: int, runner: asyncio.Runner | None = None) -> Any:
+        """The handler's result; whatever it raises. An async one runs in the loop of `runner`, or else in its own."""
         self.delivered = self._task = None
         self._held, self._put_off = 0, False
         self._lease = lease
@@ -91,7 +91,7 @@ class Invoker:
             if lease in self._called_off:
                 raise self._deliver(self._called_off[lease])
             if spec.is_async:
-                return self._call_async(spec, args)
+                return self._call_async(spec, args, runner)
             result = _bound_call(spec, args)
         finally:
             self._running = False
@@ -138,8 +138,8 @@ class Invoker:
         ):
             raise self._deliver(self._called_off[lease])
 
-    def _call_async(self, spec: HandlerSpec, args: dict[str, Any]) -> Any:
-        with asyncio.Runner() as runner:
+    def _call_async(self, spec: HandlerSpec, args: dict[str, Any], given: asyncio.Runner | None) -> Any:
+        with asyncio.Runner() if given is None else contextlib.nullcontext(given) as runner:
             try:
                 return runner.run(self._run_task(spec, args))
             except asyncio.CancelledError as cancelled:

@@ -23,12 +23,13 @@ from typing import Any, NoReturn
 
 import setproctitle
 
-from roost_client import CurrentJob, HandlerRegistry, JobCancelled, SnoozeJob, UnknownTaskError
+from roost_client import CurrentJob, HandlerRegistry, Hooks, JobCancelled, SnoozeJob, UnknownTaskError
 from roost_client.current import Completion, set_current
 from roost_client.registry import HandlerSpec
 from roost_client.results import encode_result
 from roostd import linux
 from roostd.child import invoke
+from roostd.child.hooks import HookedRun
 from roostd.child.invoke import Invoker
 from roostd.child.logs import ChildLog
 from roostd.core.outcome import SoftReason
@@ -78,6 +79,7 @@ def run_child(
     control: socket.socket,
     dump_fd: int,
     registry: HandlerRegistry,
+    hooks: Hooks | None,
     settings: ChildSettings,
 ) -> NoReturn:
     """Runs jobs until the intake is closed, and ends the process. Call it in a fresh fork, on the main thread."""
@@ -85,7 +87,7 @@ def run_child(
     if settings.memory_limit_bytes is not None:
         resource.setrlimit(resource.RLIMIT_DATA, (settings.memory_limit_bytes, settings.memory_limit_bytes))
     gc.enable()
-    child = _Child(jobs, outcomes, control, registry, settings)
+    child = _Child(jobs, outcomes, control, registry, hooks, settings)
     try:
         child.serve()
     finally:
@@ -102,6 +104,7 @@ class _Child:
         outcomes: socket.socket,
         control: socket.socket,
         registry: HandlerRegistry,
+        hooks: Hooks | None,
         settings: ChildSettings,
     ) -> None:
         self.exit_status = EXIT_UNUSABLE
@@ -112,6 +115,7 @@ class _Child:
         self._outcomes_inode = os.fstat(outcomes.fileno()).st_ino
         self._invoker = Invoker(control, settings.max_result_bytes)
         self._registry = registry
+        self._hooks = hooks
         self._log = ChildLog(settings.log_level, settings.log_format)
         self._settings = settings
         self._title = ""
@@ -141,7 +145,7 @@ class _Child:
                 return
 
     def _run(self, job: JobPacket) -> tuple[FrameKind, bytes]:
-        """Runs the job's handler; never raises."""
+        """Runs the job's handler, with the hooks around it; never raises."""
         self._invoker.forget()
         deadline = None if job.timeout_seconds is None else time.monotonic() + job.timeout_seconds
         current = CurrentJob(
@@ -155,22 +159,34 @@ class _Child:
             args = _decode_arguments(job.args)
         except BaseException as error:
             return self._failure(error)
-        kind, body = self._handle(spec, args, current)
+        if self._hooks is None:
+            kind, body, _, _ = self._handle(spec, args, current)
+        else:
+            with HookedRun(self._hooks, current, self._log) as hooked:
+                hooked.before()
+                kind, body, result, failure = self._handle(spec, args, current, hooked)
+                if os.getpid() != self._pid:
+                    os._exit(EXIT_COPY)
+                hooked.after(result, failure)
         return (kind, body) if current.completion is Completion.OPEN else _after_commit(current.completion, kind, body)
 
-    def _handle(self, spec: HandlerSpec, args: dict[str, Any], job: CurrentJob) -> tuple[FrameKind, bytes]:
-        """Calls the handler: what to report of it. Never raises."""
+    def _handle(
+        self, spec: HandlerSpec, args: dict[str, Any], job: CurrentJob, hooked: HookedRun | None = None
+    ) -> tuple[FrameKind, bytes, Any, BaseException | None]:
+        """Calls the handler: what to report of it, what it returned, what it failed with. Never raises."""
         invoker = self._invoker
         try:
-            result = invoker.call(spec, args, job.lease)
+            runner = hooked.runner if hooked is not None and spec.is_async else None
+            result = invoker.call(spec, args, job.lease, runner)
             if invoker.delivered is not None:
                 # The handler swallowed the exception and returned: it was called off all the same.
-                return _KIND_OF[invoker.delivered], _error_body(_called_off_error(invoker.delivered))
+                failure = _called_off_error(invoker.delivered)
+                return _KIND_OF[invoker.delivered], _error_body(failure), None, failure
             if result is None or job.completion is not Completion.OPEN:
-                return FrameKind.COMPLETED, b""
-            return FrameKind.COMPLETED, encode_result(result, self._settings.max_result_bytes)
+                return FrameKind.COMPLETED, b"", result, None
+            return FrameKind.COMPLETED, encode_result(result, self._settings.max_result_bytes), result, None
         except BaseException as error:
-            return self._failure(error)
+            return *self._failure(error), None, error
 
     def _failure(self, error: BaseException) -> tuple[FrameKind, bytes]:
         """What to report of a run that ended with this; never raises."""

@@ -179,6 +179,7 @@ KINDS: Mapping[str, Mapping[str, Kind]] = {
         "archive_delete_after_seconds": _AGE,
         "result_ttl_seconds": _AGE,
         "run_cron": _BOOLEAN,
+        "hooks": _string('a string "module:attribute"', _is_attribute),
     },
     "worker.retry_strategy": {
         "strategy": _choice(*STRATEGY_ARGUMENTS),

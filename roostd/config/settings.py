@@ -80,6 +80,7 @@ class WorkerConfig:
     result_ttl_seconds: float | None = None
     run_cron: bool = True
     retry_strategy: RetryPolicy = field(default_factory=RetryPolicy)
+    hooks: str | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

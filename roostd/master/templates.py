@@ -50,6 +50,7 @@ class TemplateProcess:
                 "pythonpath": [str(path) for path in handlers.pythonpath],
                 "registry": handlers.registry,
                 "cron": {entry.name: entry.given() for entry in config.cron},
+                "hooks": config.worker.hooks,
                 "open_files": open_files,
             }
         )

@@ -22,7 +22,7 @@ from typing import Any, NoReturn
 
 import setproctitle
 
-from roost_client import DEFAULT_HANDLERS, HandlerRegistry
+from roost_client import DEFAULT_HANDLERS, HandlerRegistry, Hooks
 from roost_client.arguments import object_text
 from roost_client.fields import Refused
 from roostd import linux
@@ -38,6 +38,10 @@ class NoRegistry(Exception):
 
 class BadEntries(Exception):
     """Cron entries that can't be used; `str()` has a line for each problem."""
+
+
+class NoHooks(Exception):
+    """`worker.hooks` does not lead to Hooks."""
 
 
 class ThreadsStarted(Exception):
@@ -60,6 +64,7 @@ def main(master_fd: int, master_pid: int) -> NoReturn:
     setproctitle.setproctitle(f"roostd: template {settings['generation']}")
     try:
         registry = import_handlers(settings["modules"], settings["pythonpath"], settings["registry"])
+        hooks = import_hooks(settings["hooks"])
         for thread in _other_threads():
             thread.join(0.5)  # it may be about to end
         _refuse_threads()
@@ -84,7 +89,7 @@ def main(master_fd: int, master_pid: int) -> NoReturn:
         os._exit(0)
     cron = [entry.as_json() for entry in entries]
     send_message(master, {"op": "ready", "tasks": registry.names(), "cron": cron, "warnings": _warnings(registry)})
-    _Template(master, reader, registry, settings["open_files"]).serve()
+    _Template(master, reader, registry, hooks, settings["open_files"]).serve()
     os._exit(0)
 
 
@@ -130,13 +135,33 @@ def cron_entries(registry: HandlerRegistry, configured: Mapping[str, Mapping[str
     return entries
 
 
+def import_hooks(address: str | None) -> Hooks | None:
+    """The hooks at "module:attribute". Raises NoHooks, which names the key, whatever is wrong with them."""
+    if address is None:
+        return None
+    module_name, _, attribute = address.partition(":")
+    try:
+        found = getattr(importlib.import_module(module_name), attribute, None)
+    except BaseException as error:
+        raise NoHooks(f"cannot import worker.hooks {address!r}: {type(error).__name__}: {error}") from error
+    if not isinstance(found, Hooks):
+        raise NoHooks(f"cannot use worker.hooks {address!r}: it is a {type(found).__name__}, not a Hooks")
+    return found
+
+
 class _Template:
     def __init__(
-        self, master: socket.socket, reader: PacketReader, registry: HandlerRegistry, open_files: int | None
+        self,
+        master: socket.socket,
+        reader: PacketReader,
+        registry: HandlerRegistry,
+        hooks: Hooks | None,
+        open_files: int | None,
     ) -> None:
         self._master = master
         self._reader = reader
         self._registry = registry
+        self._hooks = hooks
         self._open_files = open_files  # that a child may have; the template needs one a child
         self._selector = selectors.DefaultSelector()
         self._children: dict[int, tuple[int, int]] = {}  # pidfd -> key, pid
@@ -188,7 +213,7 @@ class _Template:
                 return
             if pid == 0:
                 self._become_child(template_pid, [jobs, outcomes, control])
-                run_child(jobs_read, outcomes_write, control_read, dump, self._registry, settings)
+                run_child(jobs_read, outcomes_write, control_read, dump, self._registry, self._hooks, settings)
             pidfd = os.pidfd_open(pid)
             self._children[pidfd] = (key, pid)
             self._selector.register(pidfd, selectors.EVENT_READ)

@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 
-from roostd.config import Config, HandlersConfig
+from roostd.config import Config, HandlersConfig, WorkerConfig
 from roostd.core.job import ClaimedJob
 from roostd.core.outcome import SoftReason
 from roostd.core.pool import REMIND_SECONDS
@@ -59,9 +59,10 @@ class Outcome:
 class Template:
     """The template that the children of these tests are forked from."""
 
-    def __init__(self) -> None:
-        handlers = HandlersConfig(modules=("handlers", "transactions"), pythonpath=(Path(__file__).parent,))
-        self.process = TemplateProcess(1, Config(handlers=handlers))
+    def __init__(self, hooks: str | None = None) -> None:
+        modules = ("handlers", "transactions") if hooks is None else ("hooked",)
+        handlers = HandlersConfig(modules=modules, pythonpath=(Path(__file__).parent,))
+        self.process = TemplateProcess(1, Config(handlers=handlers, worker=WorkerConfig(hooks=hooks)))
         self.ready = False
         self.forked: dict[int, tuple[int, list[int]]] = {}
         self.statuses: dict[int, int] = {}

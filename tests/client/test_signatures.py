@@ -38,6 +38,7 @@ REFERENCE = {
     ),
     "enqueue": ENQUEUE,
     "enqueue_many": "jobs, *, conn=None",
+    "Hooks": "before_job=None, after_job=None",
     "HandlerRegistry.register": "name, func, *, args_model=None, defaults=None",
     "JobFailed": "job_id, state, errors=None",
     "JobInsert": (

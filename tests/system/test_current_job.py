@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import random
 import signal
+import subprocess
 import time
 from collections import Counter
+from pathlib import Path
 from typing import Any
 
 import psycopg
@@ -15,8 +18,9 @@ import pytest
 
 from roost_client import JobInsert
 from tests.system.conftest import StartDaemon
-from tests.system.daemon import Daemon, Settings, eventually
+from tests.system.daemon import COMMAND, HANDLERS, Daemon, Settings, eventually
 from tests.system.jobs import Jobs
+from tests.system.test_reload import assert_refused, reload
 
 LATER = {"worker": {"retry_strategy": {"delay": 3600}}}
 ONE_CHILD = {"pools": {"default": {"queues": ["default"], "concurrency": 1}}}
@@ -262,3 +266,70 @@ def kill(what: str, daemon: Daemon, jobs: Jobs, rng: random.Random) -> int:
                 with contextlib.suppress(ProcessLookupError):
                     os.kill(pid, signal.SIGKILL)
             return len(processes[:1])
+
+
+# -- hooks
+
+HOOKS = """
+import json, os
+from roost_client import Hooks
+
+def after_job(job, *, result, error, ctx):
+    with open("hooked.txt", "a") as file:
+        file.write(f"{job.task} {type(error).__name__} {VERSION}\\n")
+
+hooks = Hooks(after_job=after_job)
+not_hooks = 5
+VERSION = 1
+"""
+
+
+@pytest.fixture
+def hooked(folder: Path) -> Settings:
+    (folder / "app").mkdir()
+    (folder / "app" / "observed.py").write_text(HOOKS)
+    return {
+        "handlers": {"modules": ["tasks"], "pythonpath": [str(folder / "app"), str(HANDLERS)]},
+        "worker": {"hooks": "observed:hooks"},
+    }
+
+
+def test_after_job_runs_for_jobs_that_time_out_and_a_hook_that_hangs_is_killed(
+    start_daemon: StartDaemon, jobs: Jobs, hooked: Settings, folder: Path
+) -> None:
+    daemon = start_daemon({**hooked, "worker": {**hooked["worker"], **LATER["worker"]}})
+    jobs.wait(jobs.add("stuck_in_sleep", timeout_seconds=1), "retryable")
+    assert (daemon.folder / "hooked.txt").read_text() == "stuck_in_sleep TimeoutError 1\n"
+    file = folder / "app" / "observed.py"
+    file.write_text(HOOKS.replace("VERSION = 1", "VERSION = 2").replace("import json, os", "import time"))
+    assert reload(daemon)["event"] == "reload.done"
+    jobs.wait(jobs.add("noop"))
+    assert (daemon.folder / "hooked.txt").read_text().endswith("noop NoneType 2\n")
+    file.write_text(HOOKS.replace("    with open", "    import time; time.sleep(3600)\n    with open"))
+    assert reload(daemon)["event"] == "reload.done"
+    job = jobs.wait(jobs.add("noop", timeout_seconds=1), "retryable")
+    assert job.errors[0]["error"].startswith("TimeoutError: overran timeout_seconds (1), did not stop, and was killed")
+
+
+@pytest.mark.parametrize(
+    ("address", "reason"),
+    [
+        ("observed:not_hooks", "cannot use worker.hooks 'observed:not_hooks': it is a int, not a Hooks"),
+        ("observed:nothing", "cannot use worker.hooks 'observed:nothing': it is a NoneType, not a Hooks"),
+        ("no_such:hooks", "cannot import worker.hooks 'no_such:hooks': ModuleNotFoundError: No module named 'no_such'"),
+    ],
+)
+def test_hooks_that_are_not_there_are_an_error_of_a_check_and_of_a_reload(
+    start_daemon: StartDaemon, jobs: Jobs, hooked: Settings, address: str, reason: str
+) -> None:
+    daemon = start_daemon(hooked)
+    daemon.write_config({"worker": {"hooks": address}})
+    assert_refused(daemon, address, reason)
+    assert jobs.wait(jobs.add("noop")).state == "completed"
+    check = subprocess.run(
+        [str(COMMAND), "--check", "-c", str(daemon.config_file)], capture_output=True, text=True, check=False
+    )
+    assert check.returncode == 78
+    assert reason in check.stderr
+    assert f"correct the code, or worker.hooks from {daemon.config_file}" in check.stderr
+    assert f"worker.hooks = {json.dumps(address)}" in check.stdout

@@ -17,15 +17,24 @@ from types import ModuleType
 import pytest
 
 import roostd
-from roost_client import HandlerRegistry, JobState, Roost
+from roost_client import HandlerRegistry, Hooks, JobState, Roost
 from roostd import Worker
 from roostd.master.run import StartError
 
 HANDLERS = """
 import os, time
-from roost_client import HandlerRegistry, job
+from roost_client import HandlerRegistry, Hooks, job
 
 registry = HandlerRegistry()
+
+async def before_job(job, *, ctx):
+    ctx["began"] = True
+
+def after_job(job, *, result, error, ctx):
+    with open(job.metadata["path"], "a") as file:
+        file.write(f"{job.task} {error} {ctx}\\n")
+
+hooks = Hooks(before_job, after_job)
 
 @job("which_process", registry=registry)
 def which_process():
@@ -92,6 +101,7 @@ def test_the_options_are_those_of_the_api_reference_in_its_order() -> None:
         "result_ttl_seconds": None,
         "startup_max_retries": 30,
         "startup_retry_delay": 1.0,
+        "hooks": None,
     }
     assert list(parameters)[:3] == ["dsn", "queues", "concurrency"]
     assert all(p.kind is p.KEYWORD_ONLY for name, p in parameters.items() if name != "dsn")
@@ -296,6 +306,21 @@ def test_a_registry_without_tasks_or_without_a_name_is_refused(module: ModuleTyp
     nameless.register("x", module.fail)
     with pytest.raises(ValueError, match="cannot find the registry"):
         asyncio.run(Worker("postgresql:///nowhere", registry=nameless).run())
+
+
+def test_hooks_run_in_the_children(dsn: str, make: Callable[..., Worker], module: ModuleType, tmp_path: Path) -> None:
+    path = tmp_path / "hooked"
+    with Roost(dsn) as roost:
+        roost.enqueue("fail", metadata={"path": str(path)})
+        asyncio.run(make(hooks=module.hooks, retry_strategy=lambda attempt: 3600).run_once())
+    assert path.read_text() == "fail on purpose {'began': True}\n"
+
+
+def test_hooks_without_a_name_and_what_is_no_hooks_are_refused(make: Callable[..., Worker], module: ModuleType) -> None:
+    with pytest.raises(ValueError, match=f"cannot find the hooks in the modules {module.__name__}: give them a name"):
+        asyncio.run(make(hooks=Hooks(module.before_job)).run())
+    with pytest.raises(ValueError, match="cannot use hooks="):
+        make(hooks=module.before_job)
 
 
 @pytest.mark.parametrize(
