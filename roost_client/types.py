@@ -105,7 +105,7 @@ class JobOutcome:
     @classmethod
     def from_texts(cls, job_id: int, state: str, result: str | None, errors: str | None) -> Self:
         """Make one of JSON texts, as Job.from_row reads them."""
-        return cls(job_id, state, _read_json(result), _read_json(errors) or [])
+        return cls(job_id, state, read_json(result), read_json(errors) or [])
 
 
 class AddedCount(int):
