@@ -459,7 +459,9 @@ def list_queues() -> Statement[list[QueueInfo]]:
         "list queues",
         """\
 WITH ready AS (
-    SELECT queue, count(*) AS jobs FROM roost.ready GROUP BY queue
+    SELECT queue, count(*) AS jobs
+      FROM (SELECT queue FROM roost.ready UNION ALL SELECT queue FROM roost.throttled) AS due
+     GROUP BY queue
 ), scheduled AS (
     SELECT queue, count(*) AS jobs FROM roost.scheduled GROUP BY queue
 ), executing AS (

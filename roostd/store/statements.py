@@ -45,8 +45,11 @@ WRITE_SESSION = SESSION + "; SET lock_timeout = '50ms'"
 
 
 async def claim(conn: AsyncConnection, worker_id: UUID, ranges: Sequence[Range], limit: int) -> list[ClaimedJob]:
-    """Claims up to `limit` jobs of `ranges`, best first."""
-    return [ClaimedJob._make(row) for row in await _run(conn, "claim", claim_parameters(worker_id, ranges, limit))]
+    """Claims up to `limit` jobs of `ranges`, best first.
+
+    One with the lease 0 was not claimed: its task is throttled.
+    """
+    return [ClaimedJob(*row) for row in await _run(conn, "claim", claim_parameters(worker_id, ranges, limit))]
 
 
 def claim_parameters(worker_id: UUID, ranges: Sequence[Range], limit: int) -> dict[str, Any]:
@@ -61,6 +64,56 @@ def claim_parameters(worker_id: UUID, ranges: Sequence[Range], limit: int) -> di
         "early_seconds": _numbers([each.early_seconds for each in ranges]),
         "limit": limit,
     }
+
+
+class Throttled(NamedTuple):
+    """The answer to a claim_throttled. `has_rate`: of each job, whether its task has a rate."""
+
+    jobs: list[ClaimedJob]
+    has_rate: list[bool]
+    more: bool  # could be claimed now
+    next_in_seconds: float | None  # time makes room for more; None: it takes a job's end, or there is none
+
+
+async def claim_throttled(
+    conn: AsyncConnection,
+    worker_id: UUID,
+    ranges: Sequence[Range],
+    limit: int,
+    *,
+    most_throttled: int,
+    window_seconds: float,
+) -> Throttled:
+    """Claims up to `most_throttled` jobs of throttled tasks that are among the best `limit`, in autocommit.
+
+    What has a rate must start within as many seconds as `window_seconds` is longer than 60, counted from before this.
+    """
+    parameters = claim_parameters(worker_id, ranges, limit) | {
+        "most_throttled": most_throttled,
+        "window_seconds": window_seconds,
+    }
+    rows = await _run(conn, "claim_throttled", parameters)
+    if not rows:  # declared dead
+        return Throttled([], [], False, None)
+    *jobs, (*_, more, next_in_seconds) = rows
+    return Throttled([ClaimedJob(*row[:-3]) for row in jobs], [row[-3] for row in jobs], more, next_in_seconds)
+
+
+async def set_aside(conn: AsyncConnection, ranges: Sequence[Range], limit: int) -> int:
+    """Moves jobs of throttled tasks to where they are in nobody's way; returns how many."""
+    parameters = claim_parameters(UUID(int=0), ranges, limit)
+    ((moved,),) = await _run(conn, "set_aside", parameters)
+    return int(moved)
+
+
+async def declare_limits(conn: AsyncConnection, limits: Sequence[tuple[str, int | None, int | None]]) -> None:
+    """Makes (rate_per_minute, max_concurrency) those of each task named; None: not limited in this way."""
+    parameters = {
+        "tasks": [task for task, _, _ in limits],
+        "rates": [rate for _, rate, _ in limits],
+        "concurrencies": [concurrency for _, _, concurrency in limits],
+    }
+    await _run(conn, "declare_limits", parameters)
 
 
 async def complete(
@@ -117,13 +170,13 @@ async def lock_claims(conn: AsyncConnection, job_ids: Sequence[int], leases: Seq
     return {row[0] for row in rows}
 
 
-async def promote(conn: AsyncConnection, past_seconds: float | None = None) -> tuple[int, float | None]:
+async def promote(conn: AsyncConnection, past_seconds: float | None = None) -> tuple[int, float | None, bool]:
     """Makes due jobs ready, only those of the last `past_seconds` if given.
 
-    Returns how many, and the seconds until the next one is due.
+    Returns how many, the seconds until the next one is due, and whether there are tasks with limits, or were.
     """
-    ((jobs, next_in_seconds),) = await _run(conn, "promote", {"past_seconds": past_seconds})
-    return jobs, next_in_seconds
+    ((jobs, next_in_seconds, limits),) = await _run(conn, "promote", {"past_seconds": past_seconds})
+    return jobs, next_in_seconds, limits
 
 
 async def rescue(conn: AsyncConnection, *, reason: str, error_cap: int) -> dict[int, JobState]:

@@ -27,6 +27,8 @@ CAP = 10
 BROKEN = """
 WITH place AS (
     SELECT job_id, queue, priority, scheduled_at FROM roost.ready
+    UNION ALL SELECT t.job_id, t.queue, t.priority, t.scheduled_at
+                FROM roost.throttled t JOIN roost.job_rows j ON j.id = t.job_id AND j.task = t.task
     UNION ALL SELECT job_id, queue, priority, scheduled_at FROM roost.scheduled
     UNION ALL SELECT b.job_id, b.queue, j.priority, j.scheduled_at
                 FROM roost.blocked b LEFT JOIN roost.job_rows j ON j.id = b.job_id
@@ -112,7 +114,7 @@ async def public_state(conn: Conn, job_id: int) -> JobState:
 async def places(conn: Conn, job_id: int) -> dict[str, Row]:
     """The rows that stand for the job in the narrow tables, by table."""
     found = {}
-    for table in ("ready", "scheduled", "blocked", "claims"):
+    for table in ("ready", "scheduled", "throttled", "blocked", "claims"):
         query: Any = f"SELECT * FROM roost.{table} WHERE job_id = %s"
         for row in await rows(conn, query, job_id):
             assert table not in found

@@ -112,6 +112,7 @@ def test_a_claimed_job_has_the_values_of_its_row_and_of_the_claim(clean_dsn: str
                 "worker_id": worker_id,
                 "attempt": 2,
                 "cancel_requested": False,
+                "task": None,
             }
 
     asyncio.run(main())

@@ -577,7 +577,7 @@ class Histories(RuleBasedStateMachine):
         self.world.conn.execute(
             "TRUNCATE roost.job_rows, roost.ready, roost.scheduled, roost.claims, roost.unique_keys, roost.blocked,"
             " roost.dependencies, roost.cancelled_dependents, roost.ended_parents, roost.queues, roost.workers,"
-            " roost.idle_workers"
+            " roost.idle_workers, roost.throttles, roost.throttled, roost.throttle_starts"
         )
         self.workers = [self.register(0), self.register(1)]
         self.enqueue_many([(fields, None) for fields in new], [frozenset()] * len(new), [set()] * len(new))
@@ -756,7 +756,7 @@ class Histories(RuleBasedStateMachine):
         self.promote_due(slot)
 
     def promote_due(self, slot: int) -> None:
-        jobs, next_in_seconds = self.world.run(statements.promote(self.world.stores[slot]))
+        jobs, next_in_seconds, _ = self.world.run(statements.promote(self.world.stores[slot]))
         due = [job for job in self.jobs.values() if job.place == "scheduled" and job.due.tick <= self.tick]
         assert jobs == len(due)
         for job in due:

@@ -77,7 +77,7 @@ def test_whatever_updates_job_rows_names_the_state_it_expects() -> None:
 def test_whatever_a_worker_takes_from_others_skips_what_they_hold() -> None:
     taking = {name for name in NAMES if re.search(r"\bFOR (?:NO KEY )?UPDATE\b", _code(name))}
     assert taking == {
-        "claim", "promote", "rescue", "remove_stale_workers", "lock_claims", "archive", "clear_results",
+        "claim", "set_aside", "promote", "rescue", "remove_stale_workers", "lock_claims", "archive", "clear_results",
         "clear_archived_results", "delete_archived", "touch_cron", "prune_cron",
     }  # fmt: skip
     for name in taking:

@@ -1,7 +1,9 @@
--- Claims up to `limit` jobs of the ranges of queues that may run now, best first, under a new lease each.
+-- Claims up to `limit` jobs of the ranges of queues that may run now, best first, under a new lease each. A job of a throttled
+-- task is moved to throttled instead, and returned with the lease 0.
 -- Called by: the master, whenever a pool has room.
 -- Locks: the ready rows it takes (SKIP LOCKED: claimers never wait for each other).
--- Index: ready's primary key: the ranges of each queue in their order until there is enough; job_rows by id.
+-- Index: ready's primary key: the ranges of each queue in their order until there is enough; job_rows by id; throttles by its
+-- primary key, once.
 -- MATERIALIZED states what keeps the limit: run again, as a sub-select may be, the first part would lock more rows than asked
 -- for. PostgreSQL 15 to 18 materialise a part that locks rows in any case: the plans are the same without the word.
 -- A worker that was declared dead (its row is gone) claims nothing.
@@ -36,13 +38,19 @@ WITH candidate AS MATERIALIZED (
      WHERE ready.ctid = candidate.row_id
     RETURNING ready.job_id, ready.priority, ready.scheduled_at
 ), job AS MATERIALIZED (
-    SELECT j.id, nextval('roost.lease_seq') AS lease, j.attempt + 1 AS attempt, j.max_attempts, j.crashes,
+    SELECT j.id,
+           CASE WHEN j.task = ANY (ARRAY(SELECT t.task FROM roost.throttles t WHERE t.limited)) THEN 0
+                ELSE nextval('roost.lease_seq') END AS lease,
+           j.attempt + 1 AS attempt, j.max_attempts, j.crashes,
            j.timeout_seconds, j.queue, j.task, j.args, j.priority, j.scheduled_at, j.tags, j.metadata
       FROM (SELECT taken.job_id FROM taken ORDER BY taken.priority, taken.scheduled_at, taken.job_id) AS t
       JOIN roost.job_rows j ON j.id BETWEEN t.job_id AND t.job_id AND j.state IN ('available', 'retryable')
 ), claim AS (
     INSERT INTO roost.claims (job_id, lease, worker_id, attempt)
-    SELECT job.id, job.lease, %(worker_id)s::uuid, job.attempt FROM job
+    SELECT job.id, job.lease, %(worker_id)s::uuid, job.attempt FROM job WHERE job.lease > 0
+), set_aside AS (
+    INSERT INTO roost.throttled (task, queue, priority, scheduled_at, job_id)
+    SELECT job.task, job.queue, job.priority, job.scheduled_at, job.id FROM job WHERE job.lease = 0
 )
 SELECT job.id, job.lease, job.attempt, job.max_attempts, job.crashes, job.timeout_seconds, job.queue, job.task, job.args::text,
        job.priority, job.scheduled_at::text,
