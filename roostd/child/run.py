@@ -147,6 +147,7 @@ class _Child:
     def _run(self, job: JobPacket) -> tuple[FrameKind, bytes]:
         """Runs the job's handler, with the hooks around it; never raises."""
         self._invoker.forget()
+        self._start_by = job.start_by
         deadline = None if job.timeout_seconds is None else time.monotonic() + job.timeout_seconds
         current = CurrentJob(
             self._invoker, job.job_id, job.attempt, job.lease, job.queue, job.task, job.labels, deadline
@@ -176,6 +177,9 @@ class _Child:
         """Calls the handler: what to report of it, what it returned, what it failed with. Never raises."""
         invoker = self._invoker
         try:
+            if self._start_by is not None and time.clock_gettime(time.CLOCK_BOOTTIME) > self._start_by:
+                late = JobCancelled("not started: it came too late for its task's rate")
+                return FrameKind.INTERRUPTED, _error_body(late), None, late
             runner = hooked.runner if hooked is not None and spec.is_async else None
             result = invoker.call(spec, args, job.lease, runner)
             if invoker.delivered is not None:

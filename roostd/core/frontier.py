@@ -100,7 +100,11 @@ class Frontier:
         polling, self._poll_missed = polling or self._poll_missed, False
         if not self.looks.is_dear or (polling and self.looks.due(now)):
             return everywhere(queues)
-        return [each for queue in queues for each in self._past(queue)]
+        return self.cheap_ranges(queues)
+
+    def cheap_ranges(self, queues: Sequence[str]) -> list[Range]:
+        """Where to look for what a claim might find next, claiming none of it: never where that is dear."""
+        return [each for queue in queues for each in self._past(queue)] if self.looks.is_dear else everywhere(queues)
 
     def miss_poll(self) -> None:
         """The pool has no room to claim for: its next claim stands in for the poll."""

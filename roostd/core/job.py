@@ -24,3 +24,4 @@ class ClaimedJob(NamedTuple):
     priority: int = 0
     scheduled_at: str = ""  # as PostgreSQL prints it, for `core/frontier.py` alone: nothing here compares times
     labels: str | None = None
+    start_by: float | None = None  # CLOCK_BOOTTIME by which it must start, or not at all; of throttled tasks only

@@ -155,6 +155,15 @@ class Pool:
         )
         return min(free, MAX_CLAIM) if starved or free >= limit // 2 else 0
 
+    def prompt_room(self, now: float) -> int:
+        """How many jobs, one a child, would start at once or nearly so: behind no long one, nor behind each other."""
+        prompt = sum(
+            1
+            for child in self.children.values()
+            if child.takes_work and (not child.assigned or now - child.head_since < STALL_SECONDS)
+        )
+        return max(0, prompt - sum(1 for job in self.waiting if job.start_by is not None))
+
     def missing_children(self) -> int:
         """How many children to start."""
         return 0 if self.draining else max(0, self.size - len(self.children) - self.starting)

@@ -63,6 +63,7 @@ class ChildProcess:
                 job.args.encode(),
                 job.timeout_seconds,
                 job.labels.encode() if job.labels else b"",
+                job.start_by,
             )
             try:
                 send_packet(self._jobs, packet, overflow)

@@ -1,12 +1,14 @@
 """Asks the database for jobs when a pool has room, makes due jobs ready, tells jobs that wait for others of their end,
-and lets go of claims that nobody knows of.
+and lets go of claims that nobody knows of. Declares the limits of tasks before it claims any.
 
-When to ask is decided in core/demand.py, for how many in core/pool.py.
+When to ask is decided in core/demand.py, for throttled tasks in core/throttle.py, for how many in core/pool.py.
 """
 
 from __future__ import annotations
 
 import asyncio
+import math
+import time
 from collections.abc import Awaitable, Callable, Iterable
 from dataclasses import dataclass, field
 from typing import TypeVar
@@ -19,13 +21,17 @@ from roostd.config import PoolConfig
 from roostd.core.demand import PROMOTE_BATCH, Demand, promote_in
 from roostd.core.frontier import PAST_SECONDS, Frontier, Looks, Range, everywhere
 from roostd.core.job import ClaimedJob
-from roostd.core.pool import Pool
+from roostd.core.pool import MAX_CLAIM, Pool
+from roostd.core.throttle import START_WITHIN_SECONDS, WINDOW_SECONDS
+from roostd.core.throttle import Looks as ThrottledLooks
 from roostd.master.database import DatabaseGone, Link
 from roostd.store import statements
 
 WARN_SECONDS = 0.25  # of a claim that looked everywhere and got little for it
 WARN_INTERVAL_SECONDS = 60.0
 _HELD_SECONDS = 0.02  # until it is worth to look again at dependents that another transaction held
+
+Limits = tuple[str, int | None, int | None]  # a task's name, rate_per_minute, max_concurrency
 
 _T = TypeVar("_T")
 _Timed = tuple[_T, float]  # an answer, and the seconds it took
@@ -41,6 +47,12 @@ class PoolRun:
     pool: Pool
     demand: Demand
     frontier: Frontier = field(default_factory=Frontier)
+    throttled: ThrottledLooks = field(default_factory=ThrottledLooks)
+
+    def hinted(self, now: float) -> None:
+        """Takes in a notification, or any other reason to think that there are new jobs."""
+        self.demand.hinted(now)
+        self.throttled.hinted(now)
 
 
 class Claimer:
@@ -78,6 +90,10 @@ class Claimer:
         self._warn_at = 0.0
         self._idle_said: tuple[UUID, int, frozenset[str]] | None = None
         self._check_claims = False
+        self._undeclared: list[Limits] | None = None
+        self._declared = asyncio.Event()
+        self._declared.set()
+        self._throttled: set[int] = set()  # the leases of throttled jobs that have not been heard to have ended
 
     def wake(self) -> None:
         """Room was made, or a hint came."""
@@ -97,6 +113,24 @@ class Claimer:
         """Has the dependents told of jobs that have ended."""
         self._parents.update(parents)
         self._wake.set()
+
+    def declare(self, limits: Iterable[Limits]) -> None:
+        """Has these limits written before anything else is claimed."""
+        self._undeclared = list(limits)
+        self._declared.clear()
+        self._wake.set()
+
+    async def wait_declared(self) -> None:
+        """Returns when the limits hold that were declared."""
+        await self._declared.wait()
+
+    def ended(self, leases: Iterable[int]) -> None:
+        """Takes in that these claims have ended: where a task was at its limit there is room now."""
+        if self._throttled and not self._throttled.isdisjoint(leases):
+            self._throttled.difference_update(leases)
+            for run in self._pools.values():
+                run.throttled.hinted(self._loop.time())
+            self._wake.set()
 
     def check_claims(self) -> None:
         """Has the claims that the database holds for this worker compared with what is known here."""
@@ -120,10 +154,13 @@ class Claimer:
         """Claims until nothing is left that may run now; waits for what was claimed. Raises DatabaseGone."""
         claimed = 0
         while not self.stopped:
-            promoted, _ = await self._link.run(statements.promote)
+            await self._declare()
+            promoted, _, limits = await self._link.run(statements.promote)
             told = await self._follow(None)
             got = 0
             for run in list(self._pools.values()):
+                if limits:
+                    got += await self._look(run)
                 if limit := self._demand(run):
                     got += await self._claim(run, limit, everywhere(run.config.queues))
             claimed += got
@@ -155,13 +192,15 @@ class Claimer:
 
     async def _wait(self) -> bool:
         """Waits until there is something to ask the database; False when no more is to be asked."""
-        while not self.stopped and not self._check_claims:
+        while not self.stopped and not self._check_claims and self._undeclared is None:
             self._wake.clear()
             now = self._loop.time()
             at = min(self._promote_at, self._follow_at) if self._parents else self._promote_at
             for run in self._pools.values():
                 if self._demand(run):
                     at = min(at, run.demand.claim_at())
+                    if run.throttled.look_at < at and run.pool.prompt_room(now):
+                        at = run.throttled.look_at
             if at <= now:
                 break
             await self._sleep(at - now)
@@ -173,10 +212,15 @@ class Claimer:
             self._check_claims = False
             worker_id = self._worker_id()
             known = self._known_leases()  # before asking: what is written meanwhile is not known of any more
+            self._throttled &= known  # an end may have been lost
             claims = await self._link.run(lambda conn: statements.list_claims(conn, worker_id))
             self._on_unknown_claims([claim for claim in claims if claim[1] not in known])
+        await self._declare()
         await self._say_idle()
         now = self._loop.time()
+        for run in list(self._pools.values()):
+            if run.throttled.look_at <= now:
+                await self._look(run)
         if self._parents and now >= self._follow_at:
             await self._follow(list(self._parents)[:PROMOTE_BATCH])
         if now < self._promote_at:
@@ -196,21 +240,24 @@ class Claimer:
 
         async def poll(
             conn: AsyncConnection,
-        ) -> tuple[_Timed[tuple[int, float | None]], list[_Timed[list[ClaimedJob]]]]:
+        ) -> tuple[_Timed[tuple[int, float | None, bool]], list[_Timed[list[ClaimedJob]]]]:
             async with conn.transaction():
                 return (
                     await self._timed(statements.promote(conn, past_seconds)),
                     [await self._timed(statements.claim(conn, worker_id, ranges, limit)) for _, limit, ranges in asked],
                 )
 
-        ((promoted, next_in), seconds), answers = await self._link.run(poll)
+        ((promoted, next_in, limits), seconds), answers = await self._link.run(poll)
         self._promote_at = now + promote_in(promoted, next_in, self._poll_interval())
         if past_seconds is not None:
             self._promote_looks.took_elsewhere(seconds, promoted)
         elif promoted < PROMOTE_BATCH:
             self._promote_looks.took(seconds, promoted, self._loop.time())
+        for run in self._pools.values():
+            run.throttled.limits = limits
         for (run, limit, ranges), answer in zip(asked, answers, strict=True):
-            self._took(run, limit, ranges, answer, now)
+            if self._took(run, limit, ranges, answer, now):
+                await self._set_aside(run, ranges)
         if now >= self._follow_all_at and not await self._follow(None):
             self._follow_all_at = now + self._poll_interval()
 
@@ -231,8 +278,58 @@ class Claimer:
         worker_id = self._worker_id()
         asked_at = self._loop.time()
         answer = await self._link.run(lambda conn: self._timed(statements.claim(conn, worker_id, ranges, limit)))
-        self._took(run, limit, ranges, answer, asked_at)
+        if self._took(run, limit, ranges, answer, asked_at):
+            await self._set_aside(run, ranges)
         return len(answer[0])
+
+    async def _look(self, run: PoolRun) -> int:
+        """Claims jobs of throttled tasks, if the pool has room for any; returns how many."""
+        asked_at = self._loop.time()
+        start_by = time.clock_gettime(time.CLOCK_BOOTTIME) + START_WITHIN_SECONDS  # before the database counts them
+        limit, room = self._demand(run), run.pool.prompt_room(asked_at)
+        if not (limit and room):
+            return 0
+        worker_id = self._worker_id()
+        ranges = run.frontier.cheap_ranges(run.config.queues)
+        answer = await self._link.run(
+            lambda conn: statements.claim_throttled(
+                conn, worker_id, ranges, limit, most_throttled=room, window_seconds=WINDOW_SECONDS
+            )
+        )
+        run.throttled.looked(
+            len(answer.jobs),
+            more=answer.more,
+            next_in_seconds=answer.next_in_seconds,
+            asked_at=asked_at,
+            now=self._loop.time(),
+            poll_interval=self._poll_interval(),
+            gets_hints=run.demand.wants_hints,
+        )
+        if answer.jobs:
+            self._throttled.update(job.lease for job in answer.jobs)
+            self._on_claimed(
+                run,
+                [
+                    job._replace(start_by=start_by if has_rate else math.inf)
+                    for job, has_rate in zip(answer.jobs, answer.has_rate, strict=True)
+                ],
+            )
+        return len(answer.jobs)
+
+    async def _set_aside(self, run: PoolRun, ranges: list[Range]) -> None:
+        """Moves what a claim met of throttled tasks, and more of the same, out of the way of the next."""
+        await self._link.run(lambda conn: statements.set_aside(conn, ranges, MAX_CLAIM))
+        run.throttled.met(self._loop.time())
+
+    async def _declare(self) -> None:
+        if (limits := self._undeclared) is None:
+            return
+        await self._link.run(lambda conn: statements.declare_limits(conn, limits))
+        if self._undeclared is limits:
+            self._undeclared = None
+            self._declared.set()
+            for run in self._pools.values():
+                run.throttled.hinted(self._loop.time())
 
     async def _timed(self, statement: Awaitable[_T]) -> _Timed[_T]:
         started_at = self._loop.time()
@@ -240,7 +337,8 @@ class Claimer:
 
     def _took(
         self, run: PoolRun, limit: int, ranges: list[Range], answer: _Timed[list[ClaimedJob]], asked_at: float
-    ) -> None:
+    ) -> bool:
+        """Takes in the answer to a claim; returns whether it met jobs of throttled tasks."""
         jobs, seconds = answer
         now = self._loop.time()
         run.demand.claimed(limit, len(jobs), asked_at, now)
@@ -254,8 +352,10 @@ class Claimer:
                 hint="rows of jobs claimed long ago can't be removed while an older transaction is open; the oldest:"
                 " SELECT pid, xact_start, query FROM pg_stat_activity ORDER BY xact_start LIMIT 1",
             )
-        if jobs:
-            self._on_claimed(run, jobs)
+        claimed = [job for job in jobs if job.lease]
+        if claimed:
+            self._on_claimed(run, claimed)
+        return len(claimed) < len(jobs)
 
     async def _say_idle(self) -> None:
         """Tells enqueuers which queues want hints, when that has changed or may have been lost."""

@@ -171,6 +171,7 @@ class Master:
             decide=self._decide,
             on_settled=self._on_settled,
             on_parents=lambda parents: self._claimer.follow(parents),
+            on_ended=lambda leases: self._claimer.ended(leases),
         )
         self._claimer = Claimer(
             self._claim_link,
@@ -554,6 +555,7 @@ class Master:
         self._scheduler.load(
             [Entry.from_json(fields) for fields in message["cron"]] if self._config.worker.run_cron else []
         )
+        self._claimer.declare((task, rate, concurrency) for task, rate, concurrency in message["limits"])
         self._set_up_pools(self._config)
         for run in self._pools.values():
             run.pool.retire_older_than(template.generation)
@@ -604,6 +606,8 @@ class Master:
             self._loop.call_later(5.0, self.request_reload)
 
     async def _answer_reload(self, verdict: dict[str, Any]) -> None:
+        if verdict["ok"]:
+            await self._claimer.wait_declared()
         try:
             await self._beat_link.run(lambda conn: statements.answer_reload(conn, self._worker_id, verdict))
         except (DatabaseGone, psycopg.Error) as error:
@@ -660,7 +664,7 @@ class Master:
             run.demand.poll_interval = settings.poll_interval
             run.pool.draining = False
             run.pool.resize(pool_config.concurrency)
-            run.demand.hinted(self._loop.time())
+            run.hinted(self._loop.time())
             self._perform(run)
         for name in self._pools.keys() - wanted.keys():
             self._pools[name].pool.drain()
@@ -970,7 +974,7 @@ class Master:
             case "roost_inserted":
                 for run in self._pools.values():
                     if payload in run.config.queues:
-                        run.demand.hinted(self._loop.time())
+                        run.hinted(self._loop.time())
                         self._claimer.wake()
             case "roost_cancel_requested":
                 with contextlib.suppress(ValueError):  # anyone may send anything
@@ -981,7 +985,7 @@ class Master:
     def _on_listening(self) -> None:
         """Notifications may have been missed."""
         for run in self._pools.values():
-            run.demand.hinted(self._loop.time())
+            run.hinted(self._loop.time())
         self._claimer.wake()
         self._heart.beat_now()
 
@@ -991,7 +995,7 @@ class Master:
             run.pool.pause(beat.paused)
             self._perform(run)
             if resumed & set(run.config.queues):
-                run.demand.hinted(self._loop.time())
+                run.hinted(self._loop.time())
                 self._claimer.wake()
         for job_id in beat.cancelled_jobs:
             self._cancel(job_id)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Awaitable, Callable, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import chain
 from typing import TypeVar
@@ -61,6 +61,7 @@ class Writer:
         decide: Callable[[ClaimedJob, Report], Settlement],
         on_settled: Callable[[Settlement, JobState], None],
         on_parents: Callable[[list[int]], None],
+        on_ended: Callable[[Iterable[int]], None],
     ) -> None:
         self.written = 0
         self._link = link
@@ -69,6 +70,7 @@ class Writer:
         self._decide = decide
         self._on_settled = on_settled
         self._on_parents = on_parents
+        self._on_ended = on_ended
         self._completions: list[Completion] = []
         self._settlements: list[Settlement] = []
         self._aside: list[Completion | Settlement] = []  # found locked, until _again_at
@@ -233,6 +235,7 @@ class Writer:
         del self._completions[: len(batch)]
         self._put_aside(batch, locked)
         self.written += len(ours)
+        self._on_ended(ours)
         if parents:
             self._on_parents(parents)
         repeated, self._repeating = self._repeating, False
@@ -264,6 +267,7 @@ class Writer:
         del self._settlements[: len(batch)]
         self._put_aside(batch, locked)
         self.written += len(ours)
+        self._on_ended(ours)
         if parents:
             self._on_parents(parents)
         for settlement in batch:

@@ -87,8 +87,14 @@ def main(master_fd: int, master_pid: int) -> NoReturn:
     # it only must not be stopped then.
     if not linux.die_with_parent(signal.SIGCONT, master_pid):
         os._exit(0)
-    cron = [entry.as_json() for entry in entries]
-    send_message(master, {"op": "ready", "tasks": registry.names(), "cron": cron, "warnings": _warnings(registry)})
+    ready = {
+        "op": "ready",
+        "tasks": registry.names(),
+        "cron": [entry.as_json() for entry in entries],
+        "limits": _limits(registry),
+        "warnings": _warnings(registry),
+    }
+    send_message(master, ready)
     _Template(master, reader, registry, hooks, settings["open_files"]).serve()
     os._exit(0)
 
@@ -265,15 +271,15 @@ def _refuse_threads() -> None:
         )
 
 
+def _limits(registry: HandlerRegistry) -> list[tuple[str, int | None, int | None]]:
+    """Of every task, (name, rate_per_minute, max_concurrency)."""
+    specs = [spec for name in registry.names() if (spec := registry.get(name)) is not None]
+    return [(spec.name, spec.defaults.rate_per_minute, spec.defaults.max_concurrency) for spec in specs]
+
+
 def _warnings(registry: HandlerRegistry) -> list[str]:
     """What an operator should know of the handlers, though they can run."""
     warnings = []
-    for name in registry.names():
-        spec = registry.get(name)
-        if spec is not None and (spec.defaults.rate_per_minute or spec.defaults.max_concurrency):
-            warnings.append(
-                f"task {name!r} declares rate_per_minute or max_concurrency, which this version does not enforce"
-            )
     if not registry.names():
         warnings.append("the handler modules register no task: every job will fail as unknown")
     native = len(list(Path("/proc/self/task").iterdir())) - threading.active_count()

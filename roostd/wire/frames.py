@@ -24,7 +24,7 @@ class FrameKind(enum.IntEnum):
     SNOOZED = 3  # {"seconds": number}
     TIMED_OUT = 4  # as FAILED: the deadline's exception was raised in the handler
     CANCELLED = 5  # as FAILED: the cancel's exception was raised in the handler
-    INTERRUPTED = 6  # as FAILED: the shutdown's exception was raised in the handler
+    INTERRUPTED = 6  # as FAILED: the shutdown's exception was raised in the handler; or it came too late to start
     COMMITTED = 7  # completed in a transaction of the handler's own; as FAILED, of what it raised after it, or empty
     UNCONFIRMED = 8  # the handler returned after a transaction of that kind whose commit is not known of; empty
 

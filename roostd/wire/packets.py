@@ -29,7 +29,7 @@ _FDS_MISSING = int(socket.MSG_CTRUNC)
 
 _JOB = struct.Struct("<BBHHIqq")  # kind, flags, bytes of queue, bytes of task, attempt, lease, job id
 _IN_MEMFD, _WITH_MORE = 1, 2  # the flags: the body is in a memfd; it begins with what most jobs have not, as follows
-_MORE = struct.Struct("<II")  # timeout in seconds (0: none), bytes of labels
+_MORE = struct.Struct("<IId")  # timeout in seconds (0: none), bytes of labels, time to start by (0: none)
 _CONTROL = struct.Struct("<Bq")
 
 
@@ -44,6 +44,7 @@ class JobPacket(NamedTuple):
     args: bytes
     timeout_seconds: int | None = None
     labels: bytes = b""
+    start_by: float | None = None  # CLOCK_BOOTTIME after which it is not to start
 
 
 class DescriptorsLost(OSError):
@@ -112,11 +113,13 @@ def encode_job(
     args: bytes,
     timeout_seconds: int | None = None,
     labels: bytes = b"",
+    start_by: float | None = None,
 ) -> tuple[bytes, bytes]:
     """The packet of a job, and what must go with it in a memfd (empty for nearly every job)."""
     flags, body = 0, args
-    if timeout_seconds is not None or labels:
-        flags, body = _WITH_MORE, _MORE.pack(timeout_seconds or 0, len(labels)) + labels + args
+    if timeout_seconds is not None or labels or start_by is not None:
+        more = _MORE.pack(timeout_seconds or 0, len(labels), start_by or 0.0)
+        flags, body = _WITH_MORE, more + labels + args
     if len(body) <= INLINE_BYTES:
         return _JOB.pack(1, flags, len(queue), len(task), attempt, lease, job_id) + queue + task + body, b""
     return _JOB.pack(1, flags | _IN_MEMFD, len(queue), len(task), attempt, lease, job_id) + queue + task, body
@@ -132,10 +135,10 @@ def decode_job(packet: memoryview, fds: list[int]) -> JobPacket:
     body = read_memfd(fds.pop()) if flags & _IN_MEMFD else bytes(packet[body_start:])
     if not flags & _WITH_MORE:
         return JobPacket(job_id, lease, attempt, queue, task, body)
-    timeout_seconds, labels_bytes = _MORE.unpack_from(body)
+    timeout_seconds, labels_bytes, start_by = _MORE.unpack_from(body)
     args_start = _MORE.size + labels_bytes
     labels, args = body[_MORE.size : args_start], body[args_start:]
-    return JobPacket(job_id, lease, attempt, queue, task, args, timeout_seconds or None, labels)
+    return JobPacket(job_id, lease, attempt, queue, task, args, timeout_seconds or None, labels, start_by or None)
 
 
 def lease_of(packet: memoryview) -> int:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import math
+import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -257,3 +259,17 @@ def test_an_outcome_is_sent_before_the_next_job_is_read(make_child: MakeChild) -
     assert child.exit_status() == -9
     assert child.process.take_back() == behind
     assert dying not in behind
+
+
+# -- a time by which to start
+
+
+@pytest.mark.parametrize(
+    ("seconds", "kind"), [(-0.001, FrameKind.INTERRUPTED), (60, FrameKind.COMPLETED), (math.inf, FrameKind.COMPLETED)]
+)
+def test_a_job_that_comes_too_late_is_not_started(shared: Child, seconds: float, kind: FrameKind) -> None:
+    start_by = time.clock_gettime(time.CLOCK_BOOTTIME) + seconds
+    shared.start_raw("echo", '{"value": 1}', start_by=start_by)
+    outcome = shared.outcome()
+    assert outcome.kind is kind
+    assert outcome.body == 1 if kind is FrameKind.COMPLETED else "too late" in outcome.error

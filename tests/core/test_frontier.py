@@ -156,6 +156,17 @@ def test_a_missed_poll_is_made_up_for_by_the_next_claim_alone() -> None:
     assert frontier.ranges(["a"], 1.0, polling=False) == past  # so soon after the last it is too dear
 
 
+def test_a_glance_goes_only_where_that_is_cheap_and_takes_no_poll_from_the_next_claim() -> None:
+    frontier = Frontier()
+    assert frontier.cheap_ranges(["a"]) == everywhere(["a"])
+    make_dear(frontier)
+    for second in (1, 2):
+        frontier.claimed(PART, [job(("a", 0, "1", second))] * KEPT_JOBS, 0.0, 0.0)
+    frontier.miss_poll()
+    assert frontier.cheap_ranges(["a"]) != everywhere(["a"])
+    assert frontier.ranges(["a"], 1.0 + PAUSE, polling=False) == everywhere(["a"])
+
+
 def test_the_number_of_ranges_is_bounded() -> None:
     frontier = Frontier()
     make_dear(frontier)

@@ -647,3 +647,23 @@ def test_outcomes_of_long_jobs_are_written_at_once_and_those_of_short_ones_toget
     short.claimed(jobs(1), 0.0)
     assert long.flush_delay() == 0.0
     assert short.flush_delay() > 0.0
+
+
+# -- throttled jobs
+
+
+def test_there_is_prompt_room_for_one_job_a_child_that_is_not_at_a_long_one() -> None:
+    made = pool(3, mean_seconds=0.001)
+    assert made.prompt_room(0.0) == 3
+    made.claimed(jobs(6), 10.0)
+    assert made.prompt_room(10.0) == 3
+    assert made.prompt_room(10.0 + 2 * STALL_SECONDS) == 0
+    made.retire(1)
+    assert made.prompt_room(10.0) == 2
+
+
+def test_throttled_jobs_that_wait_for_a_child_take_its_prompt_room() -> None:
+    made = pool(2)
+    made.claimed([job() for _ in range(2)], 10.0)
+    made.claimed([job()._replace(start_by=11.0), job()], 10.0)
+    assert made.prompt_room(10.0) == 1

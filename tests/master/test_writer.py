@@ -46,6 +46,7 @@ async def _writer(dsn: str, lock_timeout: str) -> AsyncIterator[Writer]:
         decide=decide,
         on_settled=lambda *_: None,
         on_parents=lambda parents: None,
+        on_ended=lambda _: None,
     )
     task = asyncio.create_task(writer.run())
     try:

@@ -67,7 +67,7 @@ def open_descriptors() -> dict[int, str]:
 def send(sock: socket.socket, job: JobPacket) -> None:
     queue, task = job.queue.encode(), job.task.encode()
     packet, overflow = encode_job(
-        job.job_id, job.lease, job.attempt, queue, task, job.args, job.timeout_seconds, job.labels
+        job.job_id, job.lease, job.attempt, queue, task, job.args, job.timeout_seconds, job.labels, job.start_by
     )
     send_packet(sock, packet, overflow)
 
@@ -92,6 +92,7 @@ def received(reader: PacketReader) -> tuple[memoryview, list[int]]:
         args=st.binary(max_size=200) | st.sampled_from(SIZES).map(lambda size: b"x" * size),
         timeout_seconds=st.none() | st.integers(1, 2**31 - 1),
         labels=st.just(b"") | st.binary(max_size=200) | st.sampled_from(SIZES).map(lambda size: b"y" * size),
+        start_by=st.none() | st.floats(1, 1e12),
     )
 )
 def test_every_job_arrives_as_it_was_sent(job: JobPacket) -> None:
@@ -120,7 +121,7 @@ def test_the_longest_names_and_the_largest_inline_arguments_fit_the_buffer(
     pair: tuple[socket.socket, socket.socket],
 ) -> None:
     sender, reader_end = pair
-    job = JobPacket(1, 2, 3, "🦉" * 128, "🐦" * 128, b"x" * INLINE_BYTES)
+    job = JobPacket(1, 2, 3, "🦉" * 128, "🐦" * 128, b"x" * INLINE_BYTES, 1.5)
     send(sender, job)
     assert decode_job(*received(PacketReader(reader_end, wait=False))) == job
 
@@ -128,8 +129,8 @@ def test_the_longest_names_and_the_largest_inline_arguments_fit_the_buffer(
 def test_a_job_without_tags_metadata_and_timeout_pays_no_byte_for_them() -> None:
     plain, _ = encode_job(1, 2, 3, b"q", b"t", b"{}")
     assert len(plain) == 26 + len(b"qt{}")
-    assert len(encode_job(1, 2, 3, b"q", b"t", b"{}", 7)[0]) == len(plain) + 8
-    assert len(encode_job(1, 2, 3, b"q", b"t", b"{}", None, b"labels")[0]) == len(plain) + 8 + 6
+    assert len(encode_job(1, 2, 3, b"q", b"t", b"{}", 7)[0]) == len(plain) + 16
+    assert len(encode_job(1, 2, 3, b"q", b"t", b"{}", None, b"labels")[0]) == len(plain) + 16 + 6
 
 
 def test_jobs_arrive_in_the_order_in_which_they_were_sent(pair: tuple[socket.socket, socket.socket]) -> None:

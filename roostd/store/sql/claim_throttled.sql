@@ -7,6 +7,8 @@
 -- Index: primary keys, of claims that on its task.
 SELECT (f.job).id, f.lease, (f.job).attempt + 1 AS attempt, (f.job).max_attempts, (f.job).crashes, (f.job).timeout_seconds,
        (f.job).queue, (f.job).task, (f.job).args::text, (f.job).priority, (f.job).scheduled_at::text,
+       CASE WHEN (f.job).tags IS NOT NULL OR (f.job).metadata IS NOT NULL
+            THEN json_build_object('tags', (f.job).tags, 'metadata', (f.job).metadata)::text END AS labels,
        f.has_rate, f.more, f.next_in_seconds
   FROM roost.claim_throttled(
            %(worker_id)s::uuid, %(queues)s::text[], %(range_queues)s::text[], %(priorities)s::integer[],
