@@ -1,4 +1,4 @@
-"""Does a large table slow the drain down: waiting jobs, finished ones, ones for later, ones of a paused queue?
+"""Does a large table slow the drain down: jobs that wait, for later, paused, behind a limit; or finished ones?
 
 Each kind has a database of its own with that many rows in it, and its rounds alternate with those of a database that
 holds nothing but the jobs that are drained.
@@ -24,7 +24,7 @@ DEADLINE_SECONDS = 60.0
 def measure(rig: Rig, scale: Scale) -> Iterator[Figure]:
     alone: list[float] = []
     with rig.database() as empty:
-        for kind in ("waiting", "completed", "scheduled", "paused"):
+        for kind in ("waiting", "completed", "scheduled", "paused", "throttled"):
             baseline, beside = [], []
             with rig.database() as full:
                 with connect(full) as conn:
@@ -52,6 +52,8 @@ def _fill(conn: psycopg.Connection[Any], kind: str, count: int) -> None:
             rows.add_ready(conn, count, queue="paused")
             with Roost(conn.info.dsn) as roost:
                 roost.pause_queue("paused", conn=conn)
+        case "throttled":
+            rows.add_throttled(conn, count)
     rows.settle_down(conn)
 
 

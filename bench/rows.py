@@ -23,8 +23,8 @@ _LAST_LEASE = "SELECT coalesce(pg_sequence_last_value('roost.lease_seq'), 0)"
 def clear(conn: psycopg.Connection[Any]) -> None:
     """Empties the tables and has all else written out, so that no checkpoint falls into the measurement."""
     conn.execute(
-        "TRUNCATE roost.job_rows, roost.ready, roost.scheduled, roost.claims, roost.unique_keys, roost.blocked,"
-        " roost.dependencies, roost.cancelled_dependents, roost.ended_parents"
+        "TRUNCATE roost.job_rows, roost.ready, roost.scheduled, roost.throttled, roost.claims, roost.unique_keys,"
+        " roost.blocked, roost.dependencies, roost.cancelled_dependents, roost.ended_parents"
     )
     conn.execute("CHECKPOINT")
 
@@ -57,6 +57,18 @@ def add_scheduled(conn: psycopg.Connection[Any], jobs: int, queue: str = "defaul
     )
 
 
+def add_throttled(conn: psycopg.Connection[Any], jobs: int, queue: str = "default") -> None:
+    """Adds jobs of a task that starts one a minute."""
+    conn.execute(
+        "INSERT INTO roost.throttles (task, rate_per_minute, limited_since) VALUES ('noop again', 1, '-infinity')"
+    )
+    conn.execute(
+        f"WITH job AS ({_INSERT.replace('noop', 'noop again')} RETURNING task, queue, priority, scheduled_at, id)"
+        " INSERT INTO roost.throttled (task, queue, priority, scheduled_at, job_id) SELECT * FROM job",
+        (queue, "available", "now", None, jobs),
+    )
+
+
 def add_completed(conn: psycopg.Connection[Any], jobs: int, queue: str = "default") -> None:
     """Adds jobs that were completed yesterday."""
     conn.execute(_INSERT, (queue, "completed", "yesterday", "yesterday", jobs))
@@ -64,7 +76,7 @@ def add_completed(conn: psycopg.Connection[Any], jobs: int, queue: str = "defaul
 
 def settle_down(conn: psycopg.Connection[Any]) -> None:
     """Does now what autovacuum and the checkpointer would do in the middle of a measurement."""
-    conn.execute("VACUUM (ANALYZE) roost.job_rows, roost.ready, roost.scheduled, roost.claims")
+    conn.execute("VACUUM (ANALYZE) roost.job_rows, roost.ready, roost.scheduled, roost.throttled, roost.claims")
     conn.execute("CHECKPOINT")
 
 
