@@ -89,6 +89,7 @@ def run(plan: Plan, stage: Stage, skipped: dict[str, str]) -> Evidence:
 _WAITING = """
 SELECT job_id, 'ready' FROM roost.ready UNION ALL SELECT job_id, 'scheduled' FROM roost.scheduled
 UNION ALL SELECT job_id, 'claims' FROM roost.claims UNION ALL SELECT job_id, 'blocked' FROM roost.blocked
+UNION ALL SELECT job_id, 'throttled' FROM roost.throttled
 UNION ALL SELECT job_id, 'unique_keys' FROM roost.unique_keys
 UNION ALL SELECT job_id, 'ended_parents' FROM roost.ended_parents
 """
@@ -160,6 +161,7 @@ def _await_end(stage: Stage, application: Application) -> None:
     stage.await_that(
         lambda: stage.ask(
             "SELECT NOT EXISTS (SELECT FROM roost.ready) AND NOT EXISTS (SELECT FROM roost.scheduled)"
+            " AND NOT EXISTS (SELECT FROM roost.throttled)"
             " AND NOT EXISTS (SELECT FROM roost.claims)"
         ),
         "end of the last job",

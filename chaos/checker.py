@@ -16,7 +16,7 @@ from itertools import pairwise
 
 from chaos import fleet
 from chaos.evidence import Evidence, Injected, Sample
-from chaos.jobs import KINDS, PAUSED_QUEUE, Story
+from chaos.jobs import KINDS, MAX_CONCURRENCY, PAUSED_QUEUE, RATE_PER_MINUTE, Story
 from chaos.ledger import Change, Run
 
 TERMINAL = frozenset({"completed", "discarded", "cancelled"})
@@ -265,6 +265,32 @@ def each_cron_slot_fires_once(case: Case, findings: Findings) -> Iterator[Violat
             if (name, minute) not in jobs:
                 yield Violation("cron", f"{name} never fired for its slot {minute:.0f}")
             minute += 60
+
+
+def limits_hold(case: Case, findings: Findings) -> Iterator[Violation]:
+    """At once by claims, in the order of their changes: a claim that stands may be running. In a minute by starts."""
+    claimed: set[int] = set()
+    claims = (change for change in case.evidence.changes if change.table == "claims" and change.op != "UPDATE")
+    for change in sorted(claims, key=lambda change: change.seq):
+        if case.kind_of.get(change.job_id) != "throttled":
+            continue
+        if change.op == "DELETE":
+            claimed.discard(change.job_id)
+            continue
+        claimed.add(change.job_id)
+        if len(claimed) > MAX_CONCURRENCY:
+            what = f"it was claimed as {len(claimed)} at once of a task that may run {MAX_CONCURRENCY}"
+            yield Violation("limit", what, change.job_id)
+    starts = sorted(
+        (run.started_at, job_id)
+        for job_id, name in case.kind_of.items()
+        if name == "rated"
+        for run in case.runs.get(job_id, ())
+    )
+    for (first_at, _), (last_at, job_id) in zip(starts, starts[RATE_PER_MINUTE:], strict=False):
+        if last_at - first_at < 60:
+            what = f"it started as number {RATE_PER_MINUTE + 1} of its task within {last_at - first_at:.3f} s"
+            yield Violation("limit", what, job_id)
 
 
 def nothing_ends_twice(case: Case, findings: Findings) -> Iterator[Violation]:
@@ -623,6 +649,7 @@ CHECKS: tuple[Callable[[Case, Findings], Iterator[Violation]], ...] = (
     no_key_is_twice_active,
     dependents_wait_for_their_parents,
     each_cron_slot_fires_once,
+    limits_hold,
     nothing_ends_twice,
     results_are_of_the_lease_that_stands,
     leases_rise,

@@ -13,6 +13,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from chaos.jobs import MAX_CONCURRENCY, RATE_PER_MINUTE
 from chaos.ledger import Writer
 from roost_client import SnoozeJob, job
 from roostd.wire.packets import JobPacket
@@ -71,6 +72,10 @@ def sleep(packet: JobPacket, key: int, seconds: float = 0.0) -> None:
 @noted
 def tick(packet: JobPacket) -> None:
     """What cron entries enqueue."""
+
+
+job("chaos_throttled", max_concurrency=MAX_CONCURRENCY)(sleep)
+job("chaos_rated", rate_per_minute=RATE_PER_MINUTE)(sleep)
 
 
 @job("chaos_fail")

@@ -18,6 +18,8 @@ PROBE_QUEUE = "probe"  # idle but for the jobs that measure how fast one is pick
 ONLY_COMPLETED = frozenset({"completed"})
 UNIQUE_KEYS = 8
 NEVER = 3_600.0  # seconds of delay, for what must not start
+MAX_CONCURRENCY = 3  # of the task chaos_throttled
+RATE_PER_MINUTE = 10  # of the task chaos_rated
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,5 +144,7 @@ KINDS: dict[str, Kind] = {
         4,
         frozenset({"completed", "cancelled"}),
     ),
+    "throttled": Kind(lambda dice: Draft("chaos_throttled", {"seconds": round(dice.uniform(0.001, 0.1), 4)}), 3),
+    "rated": Kind(lambda dice: Draft("chaos_rated"), 0.3),  # a campaign must not take longer for them
     "probe": Kind(lambda dice: Draft("chaos_sleep", queue=PROBE_QUEUE), 0),  # enqueued by the fault that measures
 }

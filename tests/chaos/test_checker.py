@@ -24,7 +24,7 @@ from chaos.checker import (
     recoveries,
 )
 from chaos.evidence import Alarm, Enqueued, Evidence, Injected, Pause, Sample, Stray
-from chaos.jobs import KINDS, Draft
+from chaos.jobs import KINDS, MAX_CONCURRENCY, RATE_PER_MINUTE, Draft
 from chaos.ledger import Change, Run
 from chaos.plan import Plan, PlannedJob
 
@@ -205,6 +205,43 @@ def test_a_job_that_runs_before_what_it_depends_on_has_completed_is_found() -> N
     dead = Tale("cancelled waiting").row("cancelled")
     assert beside(dead, dependent("cancelled"), after=2.5, parents=(0,)) == []
     assert beside(dead, dependent(), after=2.5, parents=(0,)) == ["early", "dependent"]
+
+
+def several(kind: str, number: int, *, apart: float) -> list[str]:
+    """The complaints about so many jobs of a kind, all good, each so much later than the one before."""
+    tale = Tale(kind).claim().start().stop().settle("completed", told_lease=1)
+    (job,) = tale.evidence.plan.jobs
+    evidence = tale.evidence
+    evidence.plan = replace(evidence.plan, jobs=tuple(replace(job, key=n) for n in range(number)))
+    evidence.told = Enqueued({n: n + 1 for n in range(number)})
+    evidence.rows = {n + 1: "completed" for n in range(number)}
+    changes = [
+        replace(c, job_id=n + 1, at=c.at + n * apart, txid=c.txid + n * 1000)
+        for n in range(number)
+        for c in tale.changes
+    ]
+    changes.sort(key=lambda change: change.at)
+    evidence.changes = [replace(change, seq=seq) for seq, change in enumerate(changes)]
+    evidence.runs = [
+        replace(r, job_id=n + 1, pid=10 + n, started_at=r.started_at + n * apart, ended_at=r.ended_at + n * apart)
+        for n in range(number)
+        for r in tale.runs
+        if r.ended_at is not None
+    ]
+    return [violation.check for violation in check(evidence).violations]
+
+
+def test_more_runs_of_a_task_at_once_than_its_limit_are_found() -> None:
+    assert several("throttled", MAX_CONCURRENCY, apart=0) == []
+    assert several("throttled", MAX_CONCURRENCY + 2, apart=0) == ["limit", "limit"]
+    assert several("throttled", MAX_CONCURRENCY + 2, apart=10) == []
+    assert several("short", MAX_CONCURRENCY + 2, apart=0) == []
+
+
+def test_more_starts_of_a_task_in_a_minute_than_its_rate_are_found() -> None:
+    assert several("rated", RATE_PER_MINUTE, apart=0.1) == []
+    assert several("rated", RATE_PER_MINUTE + 2, apart=0.1) == ["limit", "limit"]
+    assert several("rated", RATE_PER_MINUTE + 2, apart=60 / RATE_PER_MINUTE) == []
 
 
 def test_a_finished_job_that_ends_again_ended_twice() -> None:
