@@ -30,6 +30,7 @@ def clean_dsn(shared_dsn: str) -> str:
         conn.execute(
             "TRUNCATE roost.job_rows, roost.ready, roost.scheduled, roost.claims, roost.unique_keys, roost.blocked,"
             " roost.dependencies, roost.cancelled_dependents, roost.ended_parents, roost.queues, roost.workers,"
-            " roost.idle_workers, roost.jobs_archive, roost.spans, roost.throttles, roost.throttled, roost.throttle_starts"
+            " roost.idle_workers, roost.jobs_archive, roost.spans, roost.throttles, roost.throttled,"
+            " roost.throttle_starts"
         )
     return shared_dsn
