@@ -121,7 +121,7 @@ def test_the_longest_names_and_the_largest_inline_arguments_fit_the_buffer(
     pair: tuple[socket.socket, socket.socket],
 ) -> None:
     sender, reader_end = pair
-    job = JobPacket(1, 2, 3, "🦉" * 128, "🐦" * 128, b"x" * INLINE_BYTES, 1.5)
+    job = JobPacket(1, 2, 3, "🦉" * 128, "🐦" * 128, b"x" * (INLINE_BYTES - 16), start_by=1.5)
     send(sender, job)
     assert decode_job(*received(PacketReader(reader_end, wait=False))) == job
 
