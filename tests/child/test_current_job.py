@@ -64,14 +64,14 @@ def test_a_cancel_is_seen_before_its_signal_is_and_while_it_is_handled(child: Ch
 
 
 def test_a_timeout_is_no_cancel(child: Child, post: Post) -> None:
-    lease = child.start("look_for_cancel", number=200_000)
+    lease = child.start("look_for_cancel", number=1_000_000)
     child.call_off(lease, TIMEOUT)
     assert child.outcome().kind is FrameKind.TIMED_OUT
 
 
 @pytest.mark.parametrize("pause", [number / 20_000 for number in range(20)])
 def test_a_handler_that_looks_for_a_cancel_all_the_time_is_interrupted_by_it(child: Child, pause: float) -> None:
-    lease = child.start("look_for_cancel", number=10_000_000)
+    lease = child.start("look_for_cancel", number=1_000_000)
     time.sleep(pause)
     child.call_off(lease)
     assert child.outcome().kind is FrameKind.CANCELLED

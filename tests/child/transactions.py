@@ -105,8 +105,13 @@ def see_cancel(post: str) -> list[bool]:
 
 @job("look_for_cancel")
 def look_for_cancel(number: int) -> int:
-    """Asks again and again, as a handler with a loop of its own does."""
-    return sum(current_job().cancel_requested for _ in range(number))
+    """Asks again and again, as a handler with a loop of its own does; most of its time is its own."""
+    seen = 0
+    for _ in range(number):
+        seen += current_job().cancel_requested
+        for _ in range(500):
+            pass
+    return seen
 
 
 # -- transactions
