@@ -18,6 +18,7 @@ from tests.system.conftest import StartDaemon
 from tests.system.daemon import Daemon, eventually
 from tests.system.jobs import Jobs
 
+KILLS = 8
 LATER = datetime(2100, 1, 1, tzinfo=UTC)
 SETTINGS = {"worker": {"poll_interval": 0.3, "max_crashes": 1000}}
 SEED = int(os.environ.get("KILL_SEED", random.SystemRandom().randrange(10**6)))
@@ -165,29 +166,17 @@ def test_no_job_runs_before_its_parents_have_ended_whatever_is_killed(start_daem
     daemon = start_daemon({**SETTINGS, "pools": {"default": {"concurrency": 3}}})
     pauses = [dice.choice([0, 0, 0.02]) for _ in range(400)]
     parents = [dice.sample(range(max(0, n - 30), n), min(n, dice.choice([0, 1, 1, 2, 5]))) for n in range(400)]
-    done = threading.Event()
     killer = Killer(daemon, jobs, dice)
-    with ThreadPoolExecutor(1) as pool:
-        killing = pool.submit(killer.kill_until, done, 0.5)
-        try:
-            for at in range(0, 400, 40):
-                ids = {
-                    row["line"]: row["id"] for row in jobs.query("SELECT id, args ->> 'line' AS line FROM roost.jobs")
-                }
-                made: dict[int, JobInsert] = {}  # of this call; those before it are named by their ids
-                for n in range(at, at + 40):
-                    depends_on = [made.get(parent) or ids[str(parent)] for parent in parents[n]]
-                    made[n] = JobInsert("note", {"line": str(n), "seconds": pauses[n]}, depends_on=depends_on)
-                jobs.roost.enqueue_many(made.values())
-            eventually(
-                lambda: jobs.count("completed") == 400 or killing.done(),
-                lambda: f"end of all jobs. {daemon.told()}",
-                200,
-            )
-        finally:
-            done.set()
-        killing.result()
-    assert killer.kills > 5
+    for at in range(0, 400, 40):
+        ids = {row["line"]: row["id"] for row in jobs.query("SELECT id, args ->> 'line' AS line FROM roost.jobs")}
+        made: dict[int, JobInsert] = {}  # of this call; those before it are named by their ids
+        for n in range(at, at + 40):
+            depends_on = [made.get(parent) or ids[str(parent)] for parent in parents[n]]
+            made[n] = JobInsert("note", {"line": str(n), "seconds": pauses[n]}, depends_on=depends_on)
+        jobs.roost.enqueue_many(made.values())
+        time.sleep(dice.uniform(0, 0.3))  # into the middle of them
+        killer.kill()
+    eventually(lambda: jobs.count("completed") == 400, lambda: f"end of all jobs. {daemon.told()}", 200)
     rows = jobs.query("SELECT id, depends_on, (args ->> 'line') AS line FROM roost.jobs")
     line_of = {row["id"]: row["line"] for row in rows}
     first = {line: place for place, line in reversed(list(enumerate(daemon.notes())))}
@@ -209,7 +198,7 @@ def test_no_key_is_twice_active_and_none_stays_taken_whatever_is_killed(start_da
     def enqueue(worker: int) -> tuple[int, int]:
         dice, added, refused = random.Random(SEED + worker), 0, 0
         with Roost(jobs.dsn) as roost:
-            while added + refused < 400:
+            while added + refused < 400 or killer.kills < KILLS:
                 task, args = dice.choice([("noop", {}), ("sleep", {"seconds": 0.01}), ("fail", {})])
                 keys = [f"k{dice.randrange(12)}" for _ in range(dice.choice([1, 1, 5]))]
                 inserts = [JobInsert(task, args, unique_key=key, max_attempts=dice.choice([1, 50])) for key in keys]
@@ -229,7 +218,7 @@ def test_no_key_is_twice_active_and_none_stays_taken_whatever_is_killed(start_da
         finally:
             done.set()
         killing.result()
-    assert killer.kills > 3
+    assert killer.kills >= KILLS
     assert all(added and refused for added, refused in counts)
     active: dict[str, int] = {}
     for row in jobs.query("SELECT * FROM public.history ORDER BY turn"):
