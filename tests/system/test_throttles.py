@@ -193,6 +193,7 @@ def test_a_job_that_comes_too_late_for_its_rate_is_not_started_but_waits_again(
     assert shop.lines("rated.txt") == []
     jobs.query("DELETE FROM roost.throttle_starts")
     assert jobs.wait(job_id).attempt == 1
+    eventually(lambda: shop.lines("rated.txt"), "first start, a second after its limit was declared")
     assert len(shop.lines("rated.txt")) == 1
 
 
@@ -212,16 +213,18 @@ def test_a_reload_changes_limits_live(start_daemon: StartDaemon, jobs: Jobs, sho
     assert shop.started() == keys[:3]
     shop.write(slow="")
     daemon.signal(signal.SIGHUP)
-    eventually(lambda: shop.started() == keys[:6], lambda: f"as many as there are children: {shop.started()}")
+    # Not always the first six: a child of the old generation may hand its next job back.
+    eventually(lambda: len(shop.started()) == 6, lambda: f"as many as there are children: {shop.started()}")
+    running = shop.started()
     shop.write(slow="max_concurrency=2")
     daemon.signal(signal.SIGHUP)
     eventually(lambda: jobs.query("SELECT 1 FROM roost.throttles WHERE max_concurrency = 2"), "the new limit")
-    shop.let_go(*keys[:4])
+    shop.let_go(*running[:4])
     eventually(lambda: len(jobs.query("SELECT 1 FROM roost.claims")) == 2, "end of four")
     jobs.wait_all(jobs.add_many(20, "noop"))
-    assert shop.started() == keys[:6]
-    shop.let_go(keys[4])
-    eventually(lambda: shop.started() == keys[:7], lambda: f"one more: {shop.started()}")
+    assert shop.started() == running
+    shop.let_go(running[4])
+    eventually(lambda: len(shop.started()) == 7, lambda: f"one more: {shop.started()}")
     shop.let_go(*keys)
     eventually(lambda: jobs.count("completed") == 60 + len(keys), lambda: f"the end. {daemon.told()}")
 
@@ -243,6 +246,7 @@ def test_the_backlog_of_a_throttled_task_delays_no_other(start_daemon: StartDaem
     for _ in range(20):
         jobs.wait_all([jobs.add("noop")])
     assert time.monotonic() - began_at < 10
+    eventually(lambda: shop.lines("rated.txt"), "first start, a second after its limit was declared")
     assert len(shop.lines("rated.txt")) == 1
 
 
