@@ -58,9 +58,7 @@ def test_a_slot_becomes_a_job_with_all_that_the_entry_says(dsn: str) -> None:
             assert job["id"] == job_id
             assert job["metadata"]["cron"].keys() == {"name", "slot"}
             assert job["metadata"]["cron"]["name"] == "nightly"
-            assert (
-                datetime.fromisoformat(job["metadata"]["cron"]["slot"]) == slot
-            )
+            assert datetime.fromisoformat(job["metadata"]["cron"]["slot"]) == slot
             wanted = {
                 "task": "t", "args": {"a": "\u00e9"}, "queue": "emails", "priority": -3, "max_attempts": 2,
                 "tags": ["x", 'y"'], "timeout_seconds": 9, "state": "available",
