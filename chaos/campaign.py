@@ -14,7 +14,7 @@ from chaos.application import Application
 from chaos.evidence import Alarm, Evidence, Injected
 from chaos.faults import FAULTS, Fault
 from chaos.fleet import Master, now, title_of
-from chaos.ledger import Change
+from chaos.ledger import Change, Effect
 from chaos.monitor import Monitor
 from chaos.plan import Plan, PlannedFault
 from chaos.stage import ChaosError, Stage
@@ -65,6 +65,7 @@ def run(plan: Plan, stage: Stage, skipped: dict[str, str]) -> Evidence:
             told=application.told,
             runs=ledger.read_runs(stage.ledger),
             changes=[Change(*row) for row in conn.execute(ledger.CHANGES)],
+            effects=[Effect(*row) for row in conn.execute(ledger.EFFECTS)],
             rows=dict(conn.execute("SELECT id, state FROM roost.jobs").fetchall()),
             waiting=dict(conn.execute(_WAITING).fetchall()),
             injected=injector.injected,

@@ -17,7 +17,7 @@ from itertools import pairwise
 from chaos import fleet
 from chaos.evidence import Evidence, Injected, Sample
 from chaos.jobs import KINDS, MAX_CONCURRENCY, PAUSED_QUEUE, RATE_PER_MINUTE, Story
-from chaos.ledger import Change, Run
+from chaos.ledger import Change, Effect, Run
 
 TERMINAL = frozenset({"completed", "discarded", "cancelled"})
 
@@ -313,10 +313,25 @@ def results_are_of_the_lease_that_stands(case: Case, findings: Findings) -> Iter
             elif claim is not None and row.told_lease is not None and row.told_lease != claim.lease:
                 what = f"what it reported under lease {row.told_lease} was accepted under lease {claim.lease}"
                 yield Violation("old lease", what, job_id)
-            if row.state == "completed" and claim is not None:
+            if row.state == "completed" and claim is not None and case.kind_of.get(job_id) != "transactional":
                 run = case.runs_of_lease.get((job_id, claim.lease or 0))
                 if run is None or run.how != "returned":
                     yield Violation("false completion", f"no handler returned under lease {claim.lease}", job_id)
+
+
+def an_effect_is_had_once_and_with_the_completion(case: Case, findings: Findings) -> Iterator[Violation]:
+    """Of a job that completes in its handler's transaction, which may be killed before it has returned."""
+    effects: dict[int, list[Effect]] = defaultdict(list)
+    for effect in case.evidence.effects:
+        effects[effect.job_id].append(effect)
+    for job_id, kind in case.kind_of.items():
+        if kind != "transactional":
+            continue
+        completed = [change.txid for change in case.changes[job_id] if change.state == "completed"]
+        leases = [effect.lease for effect in effects[job_id]]
+        if [effect.txid for effect in effects[job_id]] != completed:
+            what = f"its effect was committed under the leases {leases}" if leases else "it has had no effect"
+            yield Violation("effect", f"{what}, and its completion in {len(completed)} transactions", job_id)
 
 
 def leases_rise(case: Case, findings: Findings) -> Iterator[Violation]:
@@ -652,6 +667,7 @@ CHECKS: tuple[Callable[[Case, Findings], Iterator[Violation]], ...] = (
     limits_hold,
     nothing_ends_twice,
     results_are_of_the_lease_that_stands,
+    an_effect_is_had_once_and_with_the_completion,
     leases_rise,
     a_lease_starts_once,
     what_runs_was_claimed,

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
-from chaos.ledger import Change, Run
+from chaos.ledger import Change, Effect, Run
 from chaos.plan import Plan
 
 
@@ -79,6 +79,7 @@ class Evidence:
     told: Enqueued
     runs: Sequence[Run] = ()
     changes: Sequence[Change] = ()
+    effects: Sequence[Effect] = ()
     rows: Mapping[int, str] = field(default_factory=dict)  # job id -> state
     waiting: Mapping[int, str] = field(default_factory=dict)  # job id -> the table that holds it still
     injected: Sequence[Injected] = ()

@@ -73,7 +73,7 @@ format = "json"
 class Master:
     """One `roostd` under a name that stays, with a process that comes and goes; one log for all of them."""
 
-    def __init__(self, name: str, folder: Path, port: int, ledger: Path) -> None:
+    def __init__(self, name: str, folder: Path, port: int, ledger: Path, dsn: str) -> None:
         self.name = name
         self.log_file = folder / f"{name}.log"
         self.generation = 0
@@ -81,7 +81,8 @@ class Master:
         self._code.mkdir()
         self._config_file = folder / f"{name}.toml"
         self._port = port
-        self._environ = {handlers.FOLDER: str(ledger), handlers.MASTER: name, "PYTHONDONTWRITEBYTECODE": "1"}
+        self._environ = {handlers.FOLDER: str(ledger), handlers.MASTER: name, handlers.DSN: dsn}
+        self._environ |= {"PYTHONDONTWRITEBYTECODE": "1"}
         self._process: subprocess.Popen[bytes] | None = None
         self.write_code("ITS = 0\n")
         self.write_config()

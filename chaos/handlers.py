@@ -13,13 +13,16 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import psycopg
+
 from chaos.jobs import MAX_CONCURRENCY, RATE_PER_MINUTE
 from chaos.ledger import Writer
-from roost_client import SnoozeJob, job
+from roost_client import SnoozeJob, current_job, job
 from roostd.wire.packets import JobPacket
 
 FOLDER = "CHAOS_LEDGER"  # environment variables, set for each daemon
 MASTER = "CHAOS_MASTER"
+DSN = "CHAOS_DSN"  # the way of handlers to the database, past the proxy
 
 _writer: Writer | None = None
 
@@ -95,6 +98,16 @@ def snooze(packet: JobPacket, key: int, seconds: float) -> None:
     except FileExistsError:
         return
     raise SnoozeJob(seconds)
+
+
+@job("chaos_effect")
+@noted
+def effect(packet: JobPacket, key: int) -> None:
+    """Has an effect on the database that is committed with its completion."""
+    with psycopg.connect(os.environ[DSN], connect_timeout=10, options="-c statement_timeout=20s") as conn:
+        with current_job().transaction(conn) as done:
+            conn.execute("INSERT INTO chaos.effects (job_id, lease) VALUES (%s, %s)", (packet.job_id, packet.lease))
+            done.result = {"lease": packet.lease}
 
 
 @job("chaos_hang")

@@ -146,5 +146,6 @@ KINDS: dict[str, Kind] = {
     ),
     "throttled": Kind(lambda dice: Draft("chaos_throttled", {"seconds": round(dice.uniform(0.001, 0.1), 4)}), 3),
     "rated": Kind(lambda dice: Draft("chaos_rated"), 0.3),  # a campaign must not take longer for them
+    "transactional": Kind(lambda dice: Draft("chaos_effect"), 3),
     "probe": Kind(lambda dice: Draft("chaos_sleep", queue=PROBE_QUEUE), 0),  # enqueued by the fault that measures
 }

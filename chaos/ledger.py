@@ -39,6 +39,15 @@ class Run:
 
 
 @dataclass(frozen=True, slots=True)
+class Effect:
+    """What a handler wrote in the transaction in which it completed its job."""
+
+    job_id: int
+    lease: int
+    txid: int
+
+
+@dataclass(frozen=True, slots=True)
 class Change:
     """A row that a trigger wrote: a claim made or ended, or a job's row as it was left. `at` is epoch seconds."""
 
@@ -143,6 +152,7 @@ CREATE TABLE chaos.changes (
     error        text
 );
 CREATE INDEX ON chaos.changes (job_id);
+CREATE TABLE chaos.effects (job_id bigint NOT NULL, lease bigint NOT NULL, txid bigint NOT NULL DEFAULT txid_current());
 CREATE FUNCTION chaos.note_claim() RETURNS trigger LANGUAGE plpgsql AS $$
 DECLARE claim roost.claims%ROWTYPE := CASE WHEN TG_OP = 'DELETE' THEN OLD ELSE NEW END;
 BEGIN
@@ -166,6 +176,8 @@ CREATE TRIGGER chaos_claim AFTER INSERT OR UPDATE OR DELETE ON roost.claims
 CREATE TRIGGER chaos_row AFTER INSERT OR UPDATE ON roost.job_rows
     FOR EACH ROW EXECUTE FUNCTION chaos.note_row();
 """
+
+EFFECTS = "SELECT job_id, lease, txid FROM chaos.effects"
 
 CHANGES = """
 SELECT seq, extract(epoch FROM at)::float8, txid, table_name, op, job_id, lease, worker, attempt, state, queue, crashes,

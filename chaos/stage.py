@@ -76,7 +76,7 @@ class Stage:
             socket = Path(str(conninfo_to_dict(self.dsn)["host"])) / ".s.PGSQL.5432"
             self.proxy = self._exits.enter_context(Proxy(MASTERS, lambda: socket))
             for name in MASTERS:
-                self.masters[name] = Master(name, self.folder, self.proxy.ports[name], self.ledger)
+                self.masters[name] = Master(name, self.folder, self.proxy.ports[name], self.ledger, self.dsn)
             return self
         except BaseException:
             self._exits.close()

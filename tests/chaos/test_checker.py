@@ -25,7 +25,7 @@ from chaos.checker import (
 )
 from chaos.evidence import Alarm, Enqueued, Evidence, Injected, Pause, Sample, Stray
 from chaos.jobs import KINDS, MAX_CONCURRENCY, RATE_PER_MINUTE, Draft
-from chaos.ledger import Change, Run
+from chaos.ledger import Change, Effect, Run
 from chaos.plan import Plan, PlannedJob
 
 OFFSET = 1_000.0  # of the database's clock
@@ -267,6 +267,23 @@ def test_a_completion_without_a_claim_is_one_of_an_old_lease() -> None:
 
 def test_a_completion_that_no_handler_returned_is_false() -> None:
     assert Tale().claim().start().stop("ValueError").settle("completed").complaints() == ["false completion"]
+
+
+def transactional(*effects: tuple[int, int], how: str | None = "returned", state: str = "completed") -> list[str]:
+    """What is said of a job that ended so under lease 1, in transaction 2, and had effects: leases and transactions."""
+    tale = Tale("transactional").claim().start().settle(state, told_lease=1)
+    tale.stop(how)
+    tale.evidence.effects = [Effect(1, lease, txid) for lease, txid in effects]
+    return tale.complaints()
+
+
+def test_an_effect_is_had_once_with_the_completion_whatever_becomes_of_the_handler() -> None:
+    assert transactional((1, 2)) == []
+    assert transactional((1, 2), how=None) == []
+    assert transactional() == ["effect"]
+    assert transactional((1, 2), (1, 2)) == ["effect"]
+    assert transactional((1, 1)) == ["effect"]
+    assert transactional((1, 2), how="LeaseLostError", state="cancelled") == ["wrong end", "effect"]
 
 
 def test_leases_of_a_job_rise_and_no_two_stand_at_once() -> None:

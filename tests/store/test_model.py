@@ -42,6 +42,7 @@ from roostd.store import statements
 from tests.store.rows import Conn, add_worker, connect
 
 T = TypeVar("T")
+Limits = tuple[int | None, int | None]  # rate_per_minute, max_concurrency
 
 EXAMPLES = int(os.environ.get("MODEL_EXAMPLES", "60"))
 STEPS = int(os.environ.get("MODEL_STEPS", "50"))
@@ -60,6 +61,9 @@ QUEUES = ("a", "b")
 KEYS = ("k", "l")
 DEAD = (DISCARDED, CANCELLED)
 FOREVER_TICKS = 1000
+# Of two tasks; the third has none. A rate's minute, with what a start may take, is shorter than a tick.
+LIMITS: dict[str, Limits] = {"fast": (None, None), "narrow": (None, 2), "rated": (2, None)}
+WINDOW_SECONDS = 61.0
 
 LOOK = """
 WITH place AS (
@@ -67,10 +71,12 @@ WITH place AS (
     UNION ALL SELECT job_id, 'scheduled', queue, priority, scheduled_at FROM roost.scheduled
     UNION ALL SELECT b.job_id, 'blocked', b.queue, j.priority, j.scheduled_at
                 FROM roost.blocked b LEFT JOIN roost.job_rows j ON j.id = b.job_id
+    UNION ALL SELECT t.job_id, 'throttled', t.queue, t.priority, t.scheduled_at
+                FROM roost.throttled t JOIN roost.job_rows j ON j.id = t.job_id AND j.task = t.task
     UNION ALL SELECT c.job_id, 'claims', j.queue, j.priority, j.scheduled_at
                 FROM roost.claims c LEFT JOIN roost.job_rows j ON j.id = c.job_id
 )
-SELECT coalesce(j.id, p.job_id) AS id, p.name AS place, v.queue, v.state, v.priority, v.attempt, v.max_attempts,
+SELECT coalesce(j.id, p.job_id) AS id, p.name AS place, v.queue, v.task, v.state, v.priority, v.attempt, v.max_attempts,
        v.crashes, v.cancel_requested, v.lease, v.worker_id, v.args, v.result,
        j.state AS state_of_row, j.attempt AS attempt_of_row, j.cancel_requested AS cancel_requested_of_row,
        coalesce((p.queue, p.priority, p.scheduled_at) = (j.queue, j.priority, j.scheduled_at), true) AS place_agrees,
@@ -101,6 +107,9 @@ EVERYTHING = " UNION ALL ".join(
         "dependencies",
         "cancelled_dependents",
         "ended_parents",
+        "throttles",
+        "throttled",
+        "throttle_starts",
         "queues",
         "workers",
     )
@@ -137,6 +146,7 @@ class Job:
     id: int
     number: int
     queue: str
+    task: str
     priority: int
     max_attempts: int
     inserted: int
@@ -188,7 +198,9 @@ class World:
     def time_passes(self, ticks: int) -> str:
         """The SQL that sets back every time that the database holds."""
         interval = f"interval '{ticks * TICK_SECONDS} seconds'"
-        return ";".join(
+        # Set back, a start that counts no more could have the time of one that does.
+        forget = f"DELETE FROM roost.throttle_starts WHERE at < now() - interval '{WINDOW_SECONDS} seconds';"
+        return forget + ";".join(
             f"UPDATE roost.{table} SET " + ", ".join(f"{column} = {column} - {interval}" for column in columns)
             for table, columns in self.tables.items()
         )
@@ -224,6 +236,7 @@ outcomes = st.builds(Outcome, st.sampled_from([None, None, Ending.FAILED, *Endin
 new_jobs = st.fixed_dictionaries(
     {
         "queue": st.sampled_from(QUEUES),
+        "task": st.sampled_from(["fast", "fast", "narrow", "rated"]),
         "priority": st.integers(-1, 1),
         "max_attempts": st.integers(1, 3),
         "ticks": st.sampled_from([None, None, None, -1, 1, 3]),
@@ -248,6 +261,8 @@ class Histories(RuleBasedStateMachine):
         self.granted: list[ClaimedJob] = []  # every claim there ever was
         self.highest_lease = 0
         self.paused: set[str] = set()
+        self.limits = dict(LIMITS)
+        self.starts: list[tuple[str, int]] = []  # task and tick of each claim of a task that had a rate
         self.last_seen: dict[UUID, int] = {}  # tick of the last heartbeat by worker row
         self.workers: list[UUID] = []  # which worker each slot is; without a row it was declared dead
         self.checks = 0
@@ -261,7 +276,22 @@ class Histories(RuleBasedStateMachine):
         return Moment(self.tick, self.step)
 
     def place(self, job: Job, due: Moment) -> None:
-        job.due, job.place = due, "ready" if due.tick <= self.tick else "scheduled"
+        """Where a job goes that may run from then on; of one that a worker puts back the limits are looked at later."""
+        able = "throttled" if self.is_limited(job.task) else "ready"
+        job.due, job.place = due, able if due.tick <= self.tick else "scheduled"
+
+    def is_limited(self, task: str) -> bool:
+        return self.limits[task] != (None, None)
+
+    def room(self, task: str) -> int:
+        """How many more runs of a limited task may start now."""
+        rate, concurrency = self.limits[task]
+        rooms = []
+        if rate is not None:
+            rooms.append(rate - self.starts.count((task, self.tick)))
+        if concurrency is not None:
+            rooms.append(concurrency - sum(job.task == task for job in self.claimed()))
+        return max(0, min(rooms))
 
     def finish(self, job: Job, state: JobState) -> None:
         job.state, job.place, job.ended = state, None, self.tick
@@ -305,7 +335,7 @@ class Histories(RuleBasedStateMachine):
         return job if job.claim and job.claim.lease == claimed.lease else None
 
     def movable(self) -> list[int]:
-        return [job.id for job in self.jobs.values() if job.place in ("ready", "claims")]
+        return [job.id for job in self.jobs.values() if job.place in ("ready", "throttled", "claims")]
 
     def claimed(self) -> list[Job]:
         return [job for job in self.jobs.values() if job.claim]
@@ -313,10 +343,22 @@ class Histories(RuleBasedStateMachine):
     def next_ready(self, worker_id: UUID, queues: Sequence[str], limit: int) -> list[Job]:
         if worker_id not in self.last_seen:
             return []
-        able = [
-            j for j in self.jobs.values() if j.place == "ready" and j.queue in queues and j.queue not in self.paused
-        ]
-        return sorted(able, key=lambda job: (job.priority, job.due, job.id))[:limit]
+        return self.best("ready", queues)[:limit]
+
+    def next_throttled(self, worker_id: UUID, queues: Sequence[str], limit: int, most_throttled: int) -> list[Job]:
+        if worker_id not in self.last_seen:
+            return []
+        among = self.best("ready", queues)
+        for task in filter(self.is_limited, self.limits):
+            waiting = [job for job in self.best("throttled", queues) if job.task == task]
+            among += waiting[: min(self.room(task), most_throttled + 1)]
+        best = sorted(among, key=lambda job: (job.priority, job.due, job.id))[:limit]
+        return [job for job in best if job.place == "throttled"][:most_throttled]
+
+    def best(self, place: str, queues: Sequence[str]) -> list[Job]:
+        """What waits there and may be claimed, in the order of claims."""
+        able = [j for j in self.jobs.values() if j.place == place and j.queue in queues and j.queue not in self.paused]
+        return sorted(able, key=lambda job: (job.priority, job.due, job.id))
 
     def end_run(self, job: Job, outcome: Outcome, moment: Moment, *, rescued: bool = False) -> JobState:
         """What the design says of the end of a run, in the words of the lifecycle."""
@@ -353,7 +395,7 @@ class Histories(RuleBasedStateMachine):
             self.finish(job, state)
         else:
             job.state = state
-            self.place(job, due)
+            job.due, job.place = due, "ready" if due.tick <= self.tick else "scheduled"
         return state
 
     # -- the application
@@ -373,6 +415,7 @@ class Histories(RuleBasedStateMachine):
             id=job_id,
             number=number,
             queue=fields["queue"],
+            task=fields["task"],
             priority=fields["priority"],
             max_attempts=fields["max_attempts"],
             inserted=self.tick,
@@ -391,7 +434,7 @@ class Histories(RuleBasedStateMachine):
     def insertion(self, number: int, fields: dict[str, Any], now: datetime) -> dict[str, Any]:
         later = None if fields["ticks"] is None else now + timedelta(seconds=fields["ticks"] * TICK_SECONDS)
         rest = {name: value for name, value in fields.items() if name != "ticks"}
-        return {"task": "t", "args": {"number": number}, "scheduled_at": later, **rest}
+        return {"args": {"number": number}, "scheduled_at": later, **rest}
 
     @rule(fields=new_jobs)
     def enqueue(self, fields: dict[str, Any]) -> None:
@@ -498,7 +541,7 @@ class Histories(RuleBasedStateMachine):
         store, place = self.world.stores[slot], job.place
         with self.world.conn.transaction(force_rollback=not commit):
             self.world.client.cancel(job.id, conn=self.world.conn)
-            if job.place == "ready":
+            if job.place in ("ready", "throttled"):
                 job.place = "held"
             self.claim_best(slot, QUEUES, 1)
             if self.granted:
@@ -570,7 +613,21 @@ class Histories(RuleBasedStateMachine):
             self.world.client.resume_queue(queue, conn=self.world.conn)
             self.paused.discard(queue)
 
+    @rule(
+        task=st.sampled_from(["narrow", "rated"]),
+        limits=st.sampled_from([(None, None), (None, 1), (None, 3), (1, None), (3, None), (2, 2)]),
+    )
+    def reload_with_other_limits(self, task: str, limits: Limits) -> None:
+        """And let pass the second for which a task starts nothing that was not limited before."""
+        self.declare({task: limits})
+        self.time_passes(1)
+
     # -- the workers
+
+    def declare(self, limits: dict[str, Limits]) -> None:
+        rows = [(task, rate, concurrency) for task, (rate, concurrency) in limits.items()]
+        self.world.run(statements.declare_limits(self.world.stores[0], rows))
+        self.limits |= limits
 
     @initialize(new=st.lists(new_jobs, min_size=2, max_size=6))
     def start(self, new: list[dict[str, Any]]) -> None:
@@ -579,6 +636,8 @@ class Histories(RuleBasedStateMachine):
             " roost.dependencies, roost.cancelled_dependents, roost.ended_parents, roost.queues, roost.workers,"
             " roost.idle_workers, roost.throttles, roost.throttled, roost.throttle_starts"
         )
+        self.declare(LIMITS)
+        self.world.conn.execute(self.world.time_passes(1).encode())
         self.workers = [self.register(0), self.register(1)]
         self.enqueue_many([(fields, None) for fields in new], [frozenset()] * len(new), [set()] * len(new))
 
@@ -595,18 +654,71 @@ class Histories(RuleBasedStateMachine):
             (j.id, j.attempt, j.max_attempts, j.crashes, j.timeout_seconds, j.queue, j.task, json.loads(j.args))
             for j in got
         ] == [
-            (j.id, j.attempt + 1, j.max_attempts, j.crashes, None, j.queue, "t", {"number": j.number}) for j in expected
+            (j.id, j.attempt + 1, j.max_attempts, j.crashes, None, j.queue, j.task, {"number": j.number})
+            for j in expected
         ]
-        leases = [job.lease for job in got]
+        assert [job.lease == 0 for job in got] == [self.is_limited(job.task) for job in expected]
+        self.note_leases(got)
+        return got, expected
+
+    def note_leases(self, got: Sequence[ClaimedJob]) -> None:
+        leases = [job.lease for job in got if job.lease]
         assert sorted(set(leases)) == leases
         assert not leases or leases[0] > self.highest_lease
         self.highest_lease = max(leases, default=self.highest_lease)
-        return got, expected
 
     def grant(self, slot: int, got: Sequence[ClaimedJob], jobs: Sequence[Job]) -> None:
+        """Takes in what a claim got; one with the lease 0 it has put among those that wait for their limits."""
         for claimed, job in zip(got, jobs, strict=True):
-            job.claim, job.place = Claim(claimed.lease, self.workers[slot], job.attempt + 1, self.tick), "claims"
-        self.granted += got
+            if claimed.lease:
+                job.claim, job.place = Claim(claimed.lease, self.workers[slot], job.attempt + 1, self.tick), "claims"
+                self.granted.append(claimed)
+            else:
+                job.place = "throttled"
+
+    @rule(
+        slot=slots,
+        queues=st.sampled_from([QUEUES, QUEUES, ("a",)]),
+        limit=st.integers(1, 5),
+        most_throttled=st.integers(1, 4),
+    )
+    def claim_throttled(self, slot: int, queues: Sequence[str], limit: int, most_throttled: int) -> None:
+        worker_id = self.workers[slot]
+        if worker_id in self.last_seen:
+            for job in self.jobs.values():
+                if job.place == "throttled" and not self.is_limited(job.task):
+                    job.place = "ready"
+        jobs = self.next_throttled(worker_id, queues, limit, most_throttled)
+        answer = self.world.run(
+            statements.claim_throttled(
+                self.world.stores[slot],
+                worker_id,
+                everywhere(queues),
+                limit,
+                most_throttled=most_throttled,
+                window_seconds=WINDOW_SECONDS,
+            )
+        )
+        assert [job.id for job in answer.jobs] == [job.id for job in jobs]
+        assert answer.has_rate == [self.limits[job.task][0] is not None for job in jobs]
+        self.note_leases(answer.jobs)
+        self.grant(slot, answer.jobs, jobs)
+        self.starts += [(job.task, self.tick) for job, has_rate in zip(jobs, answer.has_rate, strict=True) if has_rate]
+
+    @rule(slot=slots, limit=st.integers(1, 3))
+    def set_aside(self, slot: int, limit: int) -> None:
+        moved = [
+            job
+            for queue in QUEUES
+            for job in sorted(
+                (job for job in self.jobs.values() if job.place == "ready" and job.queue == queue),
+                key=lambda job: (job.priority, job.due, job.id),
+            )[:limit]
+            if self.is_limited(job.task)
+        ]
+        for job in moved:
+            job.place = "throttled"
+        assert self.world.run(statements.set_aside(self.world.stores[slot], everywhere(QUEUES), limit)) == len(moved)
 
     @rule(slot=slots, queues=st.sampled_from([QUEUES, QUEUES, ("a",), ("b", "c")]), limit=st.integers(1, 5))
     def claim(self, slot: int, queues: Sequence[str], limit: int) -> None:
@@ -887,6 +999,11 @@ class Histories(RuleBasedStateMachine):
         left -= {job.id for job in unfinished.values() if job.place == "blocked"}  # by their parents' way
         able = {job_id for job_id in left if unfinished[job_id].queue not in self.paused}
         worker_id = await add_worker(store)
+        # That a task's limits let its jobs run in time is the rules' to show; here nothing else may keep one.
+        await store.execute("UPDATE roost.throttles SET rate_per_minute = NULL, max_concurrency = NULL")
+        await statements.claim_throttled(
+            store, worker_id, everywhere(QUEUES), 1, most_throttled=1, window_seconds=WINDOW_SECONDS
+        )
         assert {job.id for job in await statements.claim(store, worker_id, everywhere(QUEUES), len(left) + 1)} == able
         await store.execute("UPDATE roost.queues SET paused = false")
         assert {
@@ -904,6 +1021,7 @@ class Histories(RuleBasedStateMachine):
             "id": job.id,
             "place": job.place,
             "queue": job.queue,
+            "task": job.task,
             "state": job.public_state,
             "priority": job.priority,
             "attempt": claim.attempt if claim else job.attempt,
