@@ -617,9 +617,17 @@ class Histories(RuleBasedStateMachine):
     @rule(
         task=st.sampled_from(["narrow", "rated"]),
         limits=st.sampled_from([(None, None), (None, 1), (None, 3), (1, None), (3, None), (2, 2)]),
+        claims=st.sampled_from([0, 0, 3]),
     )
-    def reload_with_other_limits(self, task: str, limits: Limits) -> None:
-        """And let pass the second for which a task starts nothing that was not limited before."""
+    def reload_with_other_limits(self, task: str, limits: Limits, claims: int) -> None:
+        """And let pass the second for which a task starts nothing that was not limited before.
+
+        With `claims` the task has no limits for a while, in which so many jobs are claimed.
+        """
+        if claims:
+            self.declare({task: (None, None)})
+            self.claim_throttled(0, QUEUES, 1, 1)  # sets free what waits for its limits
+            self.claim_best(0, QUEUES, claims)
         self.declare({task: limits})
         self.time_passes(1)
 
