@@ -38,10 +38,10 @@ test: install
 	@status=0; \
 	if [ -x /usr/lib/postgresql/15/bin/initdb ] && [ -n "$(DATABASE_TESTS)" ]; then \
 		echo "== store and client on PostgreSQL 15"; \
-		ROOST_TEST_PG_VERSION=15 $(PY) -m pytest -q -n $(TEST_WORKERS) $(DATABASE_TESTS) $(PYTEST_ARGS) || status=$$?; \
+		ROOST_TEST_PG_VERSION=15 $(PY) -m pytest -q -n $(TEST_WORKERS) --dist worksteal $(DATABASE_TESTS) $(PYTEST_ARGS) || status=$$?; \
 		echo "== everything"; \
 	fi; \
-	$(PY) -m pytest -n $(TEST_WORKERS) $(PYTEST_ARGS) || status=$$?; \
+	$(PY) -m pytest -n $(TEST_WORKERS) --dist worksteal $(PYTEST_ARGS) || status=$$?; \
 	exit $$status
 
 check: install

@@ -199,7 +199,7 @@ def test_a_job_that_comes_too_late_for_its_rate_is_not_started_but_waits_again(
 
 def test_a_reload_changes_limits_live(start_daemon: StartDaemon, jobs: Jobs, shop: Shop) -> None:
     shop.write(slow="max_concurrency=1")
-    daemon = start_daemon(shop.settings(concurrency=6))
+    daemon = start_daemon(shop.settings(concurrency=6, prefetch=1))  # what is claimed while there is no limit may start
     keys = [f"key-{n}" for n in range(9)]
     for key in keys:
         jobs.add("slow", {"key": key})
