@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import Callable, Iterable, Sequence
 from datetime import datetime
 from types import TracebackType
-from typing import Any, Literal, Self, TypeVar
+from typing import Any, Literal, Protocol, Self, TypeVar
 from uuid import UUID
 
 import psycopg
@@ -14,14 +14,25 @@ from psycopg.rows import tuple_row
 from pydantic import BaseModel
 
 from . import schema, statements
+from .backoff import BackoffStrategy
 from .connections import AsyncConnections
+from .errors import RoostError
 from .fields import UNSET, shows_documented_defaults
+from .hooks import Hooks
 from .registry import DEFAULT_HANDLERS, HandlerRegistry
 from .statements import Statement
 from .types import AddedCount, Job, JobInsert, JobOutcome, JobState, QueueInfo, WorkerInfo
 from .waiting import Waiter, Waits
 
 T = TypeVar("T")
+
+
+class JobRunner(Protocol):
+    """What AsyncRoost.worker() makes: a roostd.Worker, as far as this library knows of it."""
+
+    async def run(self) -> None: ...
+    async def run_once(self) -> int: ...
+    def request_stop(self) -> None: ...
 
 
 class AsyncRoost:
@@ -31,6 +42,7 @@ class AsyncRoost:
     """
 
     def __init__(self, dsn: str, *, registry: HandlerRegistry | None = None) -> None:
+        self._dsn = dsn
         self._connections = AsyncConnections(dsn)
         self._waits = Waits(dsn)
         self._registry = DEFAULT_HANDLERS if registry is None else registry
@@ -215,6 +227,35 @@ class AsyncRoost:
                 progress(requeued)
         return requeued
 
+    def worker(
+        self,
+        *,
+        queues: Iterable[str] = ("default",),
+        concurrency: int = 4,
+        prefetch: int | None = None,
+        poll_interval: float = 1.0,
+        retry_strategy: BackoffStrategy | None = None,
+        run_cron: bool = True,
+        heartbeat_interval: float = 15.0,
+        orphan_reaper_interval: float = 30.0,
+        orphan_stale_after: float = 300.0,
+        shutdown_timeout: float = 30.0,
+        listen_reconnect_delay: float = 1.0,
+        error_cap: int = 20,
+        archive_after_seconds: float | None = None,
+        archive_interval: float = 60.0,
+        result_ttl_seconds: float | None = None,
+        startup_max_retries: int = 30,
+        startup_retry_delay: float = 1.0,
+        hooks: Hooks | None = None,
+    ) -> JobRunner:
+        """Make a roostd.Worker for the database and the handlers of this client; see there for what the options mean.
+
+        Raises ValueError for an option that can't be used, RoostError where roostd isn't installed.
+        """
+        options = {name: value for name, value in locals().items() if name != "self"}
+        return _worker_class()(self._dsn, registry=self._registry, **options)
+
     async def _run(self, statement: Statement[T], conn: psycopg.AsyncConnection[Any] | None) -> T:
         if conn is not None:
             return await _execute(statements.usable(conn, psycopg.AsyncConnection, statement.what), statement)
@@ -234,3 +275,12 @@ async def _execute(conn: psycopg.AsyncConnection[Any], statement: Statement[T]) 
             raise
         raise clearer from error
     return statement.read(rows)
+
+
+def _worker_class() -> Callable[..., JobRunner]:
+    from importlib.metadata import entry_points  # takes longer than all of this library does that an enqueue needs
+
+    for found in entry_points(group="roost_client", name="worker"):
+        made: Callable[..., JobRunner] = found.load()
+        return made
+    raise RoostError("cannot make a worker: the distribution roostd is not installed here; pip install roostd")

@@ -17,6 +17,12 @@ ENQUEUE = (
     "task, *, args=None, queue='default', priority=0, max_attempts=20, scheduled_at=None, unique_key=None, tags=None,"
     " timeout_seconds=None, depends_on=None, metadata=None, on_duplicate='raise', conn=None"
 )
+WORKER = (
+    "*, queues=('default',), concurrency=4, prefetch=None, poll_interval=1.0, retry_strategy=None, run_cron=True,"
+    " heartbeat_interval=15.0, orphan_reaper_interval=30.0, orphan_stale_after=300.0, shutdown_timeout=30.0,"
+    " listen_reconnect_delay=1.0, error_cap=20, archive_after_seconds=None, archive_interval=60.0,"
+    " result_ttl_seconds=None, startup_max_retries=30, startup_retry_delay=1.0, hooks=None"
+)
 # As the reference has them; `self` left out.
 REFERENCE = {
     "Roost": "dsn, *, registry=None",
@@ -29,6 +35,7 @@ REFERENCE = {
     "AsyncRoost.enqueue_many": "jobs, *, conn=None",
     "AsyncRoost.setup_schema": "conn=None",
     "AsyncRoost.wait_for": "job_id, *, timeout=30.0, poll_interval=1.0, raise_on_failure=True",
+    "AsyncRoost.worker": WORKER,
     "CronEntry": (
         "name, expression, task, args=FACTORY, queue='default', priority=0, max_attempts=20, timezone_name=None"
     ),

@@ -17,7 +17,7 @@ from types import ModuleType
 import pytest
 
 import roostd
-from roost_client import HandlerRegistry, Hooks, JobState, Roost
+from roost_client import AsyncRoost, HandlerRegistry, Hooks, JobState, Roost
 from roostd import Worker
 from roostd.master.run import StartError
 
@@ -115,6 +115,20 @@ def test_run_once_runs_what_is_available_in_children_and_counts_it(dsn: str, mak
     assert [job.state for job in jobs] == ["completed", "completed", "completed", "available"]
     for job in jobs[:3]:
         assert job.result is not None and os.getpid() not in job.result  # noqa: PT018
+
+
+def test_a_client_makes_a_worker_for_its_database_and_its_handlers(dsn: str, module: ModuleType) -> None:
+    async def main() -> tuple[int, str]:
+        async with AsyncRoost(dsn, registry=module.registry) as roost:
+            job_id = await roost.enqueue("which_process", queue="emails")
+            worker = roost.worker(queues=["emails"], concurrency=1, poll_interval=0.1)
+            assert isinstance(worker, Worker)
+            ran = await worker.run_once()
+            with pytest.raises(ValueError, match="concurrency"):
+                roost.worker(concurrency=0)
+            return ran, (await roost.get_job(job_id)).state
+
+    assert asyncio.run(main()) == (1, JobState.COMPLETED)
 
 
 def test_a_worker_runs_until_it_is_asked_to_stop_also_in_a_thread(dsn: str, make: Callable[..., Worker]) -> None:
