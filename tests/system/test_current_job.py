@@ -179,6 +179,8 @@ def test_a_run_whose_job_another_worker_has_taken_rolls_back(start_daemon: Start
     stopped.signal(signal.SIGSTOP)
     peer = start_daemon(settings)
     peer.wait_for("worker.declared_dead", pid=stopped.pid)
+    # Until its claim is freed, which comes after that, the first run may complete.
+    eventually(lambda: counting.query("SELECT 1 FROM roost.jobs WHERE attempt = 2"), "second claim")
     peer.let_go("held")
     # The first run, in its block still, holds the counter's row: it must end before the second can have it.
     stopped.let_go("held")
