@@ -10,7 +10,7 @@ import os
 import signal
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 
 import psycopg
@@ -20,6 +20,7 @@ from psycopg import sql
 from psycopg.conninfo import make_conninfo
 
 from roostd.embedded import EmbeddedPostgres
+from tests.bouncer import Bouncer
 
 TESTS = Path(__file__).parent
 
@@ -98,6 +99,15 @@ def empty_dsn(postgres: EmbeddedPostgres) -> Iterator[str]:
     """The DSN of a fresh database with nothing in it."""
     with _database(postgres, "template1") as dsn:
         yield dsn
+
+
+@pytest.fixture
+def bouncer(dsn: str) -> Iterator[Bouncer]:
+    """A PgBouncer before the test's database; only for tests marked `needs_pgbouncer`."""
+    with tempfile.TemporaryDirectory(prefix="roost-bouncer-") as folder:
+        with closing(Bouncer(dsn, Path(folder))) as bouncer:
+            bouncer.start()
+            yield bouncer
 
 
 @contextmanager

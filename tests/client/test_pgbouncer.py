@@ -3,82 +3,30 @@
 from __future__ import annotations
 
 import asyncio
-import os
-import shutil
-import socket
-import subprocess
-import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
-from pathlib import Path
 from typing import Any
 
 import psycopg
 import pytest
-from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
 from roost_client import AsyncRoost, JobInsert, JobOutcome, Roost
+from tests.bouncer import Bouncer, needs_pgbouncer
 from tests.client.hand import Hand
 
 Jobs = Callable[[], list[dict[str, Any]]]
-PROGRAM = shutil.which("pgbouncer", path=f"{os.environ.get('PATH', '')}:/usr/sbin:/usr/local/sbin")
-pytestmark = pytest.mark.skipif(PROGRAM is None, reason="no pgbouncer on this machine")
+pytestmark = needs_pgbouncer
 
 
 @pytest.fixture
-def bouncer(dsn: str) -> Iterator[str]:
-    """The DSN of a PgBouncer before the test's database."""
-    database = conninfo_to_dict(dsn)
-    # As root both refuse to run, and the user of the server cannot enter the directory above its socket: a descriptor
-    # leads there.
-    sockets = os.open(str(database["host"]), os.O_RDONLY)
-    owner = os.fstat(sockets)
-    with tempfile.TemporaryDirectory(prefix="roost-bouncer-") as folder:
-        directory = Path(folder)
-        # In transaction mode with two server connections, so that clients do change between them.
-        settings = f"""\
-[databases]
-app = host=/proc/self/fd/{sockets} port={database["port"]} dbname={database["dbname"]} user={database["user"]}
-[pgbouncer]
-listen_addr =
-listen_port = 6432
-unix_socket_dir = {directory}
-auth_type = any
-pool_mode = transaction
-default_pool_size = 2
-logfile = {directory}/log
-"""
-        (directory / "pgbouncer.ini").write_text(settings)
-        command = [str(PROGRAM), "--quiet", str(directory / "pgbouncer.ini")]
-        options: dict[str, Any] = {}
-        if os.geteuid() == 0:
-            for path in (directory, directory / "pgbouncer.ini"):
-                os.chown(path, owner.st_uid, owner.st_gid)
-            options = {"user": owner.st_uid, "group": owner.st_gid, "extra_groups": []}
-        process = subprocess.Popen(command, pass_fds=[sockets], cwd=directory, **options)
-        try:
-            wait_until_it_listens(directory / ".s.PGSQL.6432", process)
-            yield make_conninfo(host=folder, port="6432", dbname="app", user="app")
-        finally:
-            process.terminate()
-            process.wait(30)
-            os.close(sockets)
+def pooled(bouncer: Bouncer) -> str:
+    """The DSN that leads through PgBouncer to the test's database."""
+    return bouncer.dsn
 
 
-def wait_until_it_listens(path: Path, process: subprocess.Popen[bytes]) -> None:
-    while True:
-        assert process.poll() is None, (path.parent / "log").read_text()
-        with socket.socket(socket.AF_UNIX) as client:
-            try:
-                client.connect(str(path))
-            except (FileNotFoundError, ConnectionRefusedError):
-                continue
-            return
-
-
-def test_a_client_of_its_own_connections_works(bouncer: str, jobs: Jobs) -> None:
-    with Roost(bouncer) as roost, Roost(bouncer) as other:
+def test_a_client_of_its_own_connections_works(pooled: str, jobs: Jobs) -> None:
+    with Roost(pooled) as roost, Roost(pooled) as other:
         for n in range(20):
             client = (roost, other)[n % 2]
             job_id = client.enqueue("a", args={"n": n}, tags=["x"])
@@ -92,11 +40,11 @@ def test_a_client_of_its_own_connections_works(bouncer: str, jobs: Jobs) -> None
     assert len(jobs()) == 30
 
 
-def test_a_transaction_of_the_caller_works(bouncer: str, jobs: Jobs) -> None:
+def test_a_transaction_of_the_caller_works(pooled: str, jobs: Jobs) -> None:
     # What an application behind PgBouncer sets anyway.
     with (
-        psycopg.connect(bouncer, prepare_threshold=None) as one,
-        psycopg.connect(bouncer, prepare_threshold=None) as two,
+        psycopg.connect(pooled, prepare_threshold=None) as one,
+        psycopg.connect(pooled, prepare_threshold=None) as two,
     ):
         for n in range(20):
             conn = (one, two)[n % 2]
@@ -108,9 +56,9 @@ def test_a_transaction_of_the_caller_works(bouncer: str, jobs: Jobs) -> None:
     assert [row["args"]["n"] for row in jobs()] == [n for n in range(20) if n % 4 < 2]
 
 
-def test_a_job_is_waited_for_by_polling_and_nothing_listens_on_a_shared_server(bouncer: str, dsn: str) -> None:
+def test_a_job_is_waited_for_by_polling_and_nothing_listens_on_a_shared_server(pooled: str, dsn: str) -> None:
     with (
-        Roost(bouncer) as roost,
+        Roost(pooled) as roost,
         psycopg.connect(dsn, autocommit=True) as observer,
         ThreadPoolExecutor(20) as pool,
     ):
@@ -124,15 +72,15 @@ def test_a_job_is_waited_for_by_polling_and_nothing_listens_on_a_shared_server(b
         assert awaited == (0,)  # so no end of theirs was told, which nobody would have heard
 
         async def main() -> JobOutcome:
-            async with AsyncRoost(bouncer) as client:
+            async with AsyncRoost(pooled) as client:
                 return await client.wait_for(job_ids[0], poll_interval=0.1)
 
         assert asyncio.run(main()).result == 0
 
 
-def test_async_works(bouncer: str, jobs: Jobs) -> None:
+def test_async_works(pooled: str, jobs: Jobs) -> None:
     async def main() -> None:
-        async with AsyncRoost(bouncer) as roost:
+        async with AsyncRoost(pooled) as roost:
             await asyncio.gather(*[roost.enqueue("a", args={"n": n}) for n in range(50)])
 
     asyncio.run(main())
