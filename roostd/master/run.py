@@ -18,7 +18,7 @@ import time
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
-from uuid import uuid4
+from uuid import UUID, uuid4
 
 import psycopg
 import setproctitle
@@ -113,6 +113,10 @@ class Master:
         self._fruitless = 0  # children in a row that ended without having run a job
         self._respawn_timer: asyncio.TimerHandle | None = None
         self._generations = Generations()
+        self._tasks: list[str] = []  # that the current generation has handlers for
+        # The worker and the generation whose tasks its row has, and those that the beat under way tells.
+        self._told_tasks: tuple[UUID, int] | None = None
+        self._telling_tasks: tuple[UUID, int] | None = None
         self._import_timer: asyncio.TimerHandle | None = None
         self._reload_requests: list[str] = []  # not yet taken up, oldest first
         self._answering: list[str] = []  # to be answered with the reload under way
@@ -551,6 +555,7 @@ class Master:
         for warning in message["warnings"]:
             _log.warning("handlers.warning", warning=warning)
         self._config = dataclasses.replace(template.config, database=self._config.database)
+        self._tasks = message["tasks"]
         self._retry_delay = self._own_strategy or _retry_strategy(self._config)
         self._scheduler.load(
             [Entry.from_json(fields) for fields in message["cron"]] if self._config.worker.run_cron else []
@@ -990,6 +995,7 @@ class Master:
         self._heart.beat_now()
 
     def _on_beat(self, beat: statements.Beat) -> None:
+        self._told_tasks = self._telling_tasks
         for run in self._pools.values():
             resumed = run.pool.paused - beat.paused
             run.pool.pause(beat.paused)
@@ -1106,8 +1112,22 @@ class Master:
             "inflight": sum(len(run.pool.held_jobs()) for run in runs),
             "queues": [queue for run in runs if not run.pool.draining for queue in run.config.queues],
             "concurrency": sum(run.pool.size for run in runs),
-            "metadata": self._metadata() | {"state": "draining" if self._stopping else "running", **self._counts()},
+            "metadata": self._metadata()
+            | {"state": "draining" if self._stopping else "running", **self._counts(), "clock": round(time.time(), 3)}
+            | {"pools": [_figures_of(run) for run in runs]}
+            | self._untold_tasks(),
         }
+
+    def _untold_tasks(self) -> dict[str, Any]:
+        """The names of all tasks, which may be many, unless its row has them: a beat keeps what is there."""
+        self._telling_tasks = (self._worker_id, self._generations.current)
+        return {} if self._telling_tasks == self._told_tasks else {"tasks": self._tasks}
+
+
+def _figures_of(run: PoolRun) -> dict[str, Any]:
+    pool = run.pool
+    busy = sum(1 for child in pool.children.values() if child.assigned)
+    return {"queues": list(run.config.queues), "children": pool.size, "busy": busy}
 
 
 def _named(job: ClaimedJob) -> dict[str, Any]:
