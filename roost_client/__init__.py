@@ -24,6 +24,7 @@ from .errors import (
     WorkerCrash,
     WorkerShutdown,
 )
+from .explain import Explanation
 from .hooks import Hooks
 from .registry import DEFAULT_HANDLERS, CronSpec, HandlerRegistry, HandlerSpec, cron, job
 from .types import (
@@ -60,6 +61,7 @@ __all__ = [
     "JobState",
     "QueueInfo",
     "WorkerInfo",
+    "Explanation",
     "TaskDefaults",
     "CronEntry",
     "CronSpec",

@@ -17,6 +17,7 @@ from . import schema, statements
 from .backoff import BackoffStrategy
 from .connections import AsyncConnections
 from .errors import RoostError
+from .explain import Explanation
 from .fields import UNSET, shows_documented_defaults
 from .hooks import Hooks
 from .registry import DEFAULT_HANDLERS, HandlerRegistry
@@ -155,6 +156,12 @@ class AsyncRoost:
     async def get_job(self, job_id: int, *, conn: psycopg.AsyncConnection[Any] | None = None) -> Job:
         """As Roost.get_job."""
         return await self._run(statements.get_job(job_id), conn)
+
+    async def explain(
+        self, job_id: int, *, stale_after: float = 300.0, conn: psycopg.AsyncConnection[Any] | None = None
+    ) -> Explanation:
+        """As Roost.explain."""
+        return await self._run(statements.explain(job_id, stale_after), conn)
 
     async def list_jobs(
         self,

@@ -15,6 +15,7 @@ from pydantic import BaseModel
 
 from . import schema, statements
 from .connections import Connections
+from .explain import Explanation
 from .fields import UNSET, shows_documented_defaults
 from .registry import DEFAULT_HANDLERS, HandlerRegistry
 from .statements import Statement
@@ -171,6 +172,16 @@ class Roost:
     def get_job(self, job_id: int, *, conn: psycopg.Connection[Any] | None = None) -> Job:
         """Return a job, also one that is in the archive. Raises JobNotFoundError."""
         return self._run(statements.get_job(job_id), conn)
+
+    def explain(
+        self, job_id: int, *, stale_after: float = 300.0, conn: psycopg.Connection[Any] | None = None
+    ) -> Explanation:
+        """Say why a job isn't running: one code, a sentence, and the command that helps.
+
+        For an id without a job too (code `unknown`). `stale_after` is the workers' `orphan_stale_after`: one that was
+        not heard of for longer serves no queue. Cheap, however many jobs there are.
+        """
+        return self._run(statements.explain(job_id, stale_after), conn)
 
     def list_jobs(
         self,

@@ -23,6 +23,7 @@ from pydantic import BaseModel
 from . import fields
 from .arguments import object_text
 from .errors import DuplicateUniqueJobError, InvalidJobError, JobNotFoundError, JobStateError, RoostError, SchemaError
+from .explain import FACTS, Explanation, explanation_of, facts_of
 from .fields import DOCUMENTED_DEFAULTS, Refused
 from .registry import HandlerRegistry, HandlerSpec
 from .types import AddedCount, Job, JobInsert, JobState, QueueInfo, TaskDefaults, WorkerInfo
@@ -312,6 +313,19 @@ def get_job(job_id: int) -> Statement[Job]:
         f" UNION ALL SELECT {_JOB_COLUMNS} FROM roost.jobs_archive WHERE id = %s::bigint"
     )
     return Statement(f"get job {checked}", sql, (str(checked), str(checked)), read)
+
+
+def explain(job_id: int, stale_after: float) -> Statement[Explanation]:
+    """Read why a job isn't running, whether or not there is one."""
+    checked = _job_id("explain", job_id)
+    with _refusing(f"explain job {checked}"):
+        seconds = fields.seconds("stale_after", stale_after)
+    return Statement(
+        f"explain job {checked}",
+        FACTS,
+        (str(checked), str(checked), str(seconds)),
+        lambda rows: explanation_of(facts_of(rows[0][0], checked, seconds)),
+    )
 
 
 @dataclass(frozen=True, slots=True)
