@@ -553,7 +553,11 @@ def _turn(facts: Facts) -> Explanation:
         reason = f"it is first in line, but {what} queue {facts.queue!r} {is_busy} busy ({names}){told}"
         return Explanation(facts.job_id, "busy", reason, None, details)
     reason = f"it may run now and is first in line: {names} takes it at the next poll at the latest{told}"
-    return Explanation(facts.job_id, "due", reason, None, details)
+    due_for = (facts.now - facts.scheduled_at).total_seconds()
+    if due_for <= SILENT_SECONDS:
+        return Explanation(facts.job_id, "due", reason, None, details)
+    reason += f"; but it has been due for {_duration(due_for)}, so something may be wrong"
+    return Explanation(facts.job_id, "due", reason, "roostctl doctor", details)
 
 
 _START = "roostd -c /etc/roost.toml"

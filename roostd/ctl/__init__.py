@@ -2,7 +2,7 @@
 
     command    options that all commands share, and the database they lead to
     output     tables, lines and JSON: pretty on a terminal, plain off it
-    queues, status, jobs, explain, changes, enqueue, cron, workers, migrate, demo
+    queues, status, jobs, explain, changes, enqueue, cron, workers, migrate, doctor, demo
                the commands, one file a group
 
 Data goes to stdout, messages to stderr. Must not import the daemon's parts: all goes through the database.
@@ -20,7 +20,7 @@ import psycopg
 
 from roost_client import InvalidJobError, RoostError, SchemaError
 from roostd.config import ConfigError
-from roostd.ctl import changes, cron, demo, enqueue, explain, jobs, migrate, queues, status, workers
+from roostd.ctl import changes, cron, demo, doctor, enqueue, explain, jobs, migrate, queues, status, workers
 from roostd.ctl.command import EXIT_CONFIG, EXIT_NOTHING, EXIT_UNAVAILABLE, EXIT_USAGE, Failure, common_options
 from roostd.ctl.output import note, one_line
 
@@ -36,7 +36,7 @@ def roostctl() -> None:
     """
 
 
-for module in (status, queues, jobs, explain, changes, enqueue, cron, workers, migrate, demo):
+for module in (status, queues, jobs, explain, changes, enqueue, cron, workers, migrate, doctor, demo):
     for each in module.COMMANDS:
         roostctl.add_command(each)
 

@@ -49,13 +49,14 @@ class Invocation:
         return load(self.config, environ=os.environ, flags={"database.dsn": self.dsn}).config
 
     def client(self) -> Roost:
-        return Roost(self._conninfo())
+        return Roost(self.conninfo())
 
     def connect(self) -> psycopg.Connection[Any]:
         """A connection in autocommit mode."""
-        return psycopg.connect(self._conninfo(), autocommit=True)
+        return psycopg.connect(self.conninfo(), autocommit=True)
 
-    def _conninfo(self) -> str:
+    def conninfo(self) -> str:
+        """Where the database is. Raises ConfigError and Failure."""
         database = self.settings().database
         dsn = database.dsn
         if dsn is None and database.embedded is not None:

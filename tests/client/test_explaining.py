@@ -178,6 +178,12 @@ TABLE: list[tuple[dict[str, Any], str, str, str | None]] = [
     ({"workers": [worker(busy=4)]}, "busy", "first in line, but all 4 children that serve queue 'default' are", None),
     ({"workers": [worker(children=1, busy=1)]}, "busy", "but the only child that serves queue 'default' is busy", None),
     ({"workers": [worker(busy=None)]}, "due", "it may run now and is first in line: alpha on web1", None),
+    (
+        {"scheduled_at": NOW - timedelta(minutes=5)},
+        "due",
+        "it has been due for 5 minutes, so something may be wrong",
+        "roostctl doctor",
+    ),
     ({"workers": [worker(silent_seconds=90)]}, "due", "no worker of the queue was heard of for 90 s", None),
 ]
 
