@@ -158,6 +158,8 @@ KINDS: Mapping[str, Mapping[str, Kind]] = {
         "dsn": Kind(dsn.EXPECTED, _read_dsn),
         "dsn_file": Kind("the path of a file", _read_path),
         "embedded": Kind("the path of a directory", _read_path),
+        "listen_dsn": Kind(dsn.EXPECTED, _read_dsn),
+        "listen_dsn_file": Kind("the path of a file", _read_path),
         "startup_max_retries": _integer(0, 1_000_000),
         "startup_retry_delay": _INTERVAL,
         "listen_reconnect_delay": _INTERVAL,

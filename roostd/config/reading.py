@@ -32,7 +32,7 @@ from roostd.config.settings import (
     RetryPolicy,
     WorkerConfig,
 )
-from roostd.config.sources import DATABASE_CHOICES, Table, Value, gather
+from roostd.config.sources import DATABASE_CHOICES, LISTEN_CHOICES, Table, Value, gather
 from roostd.core.cron import ExpressionError, Schedule, ZoneError, zone
 
 _SECTIONS = ("database", "worker", "handlers", "pools", "cron", "log")
@@ -96,22 +96,30 @@ class _Reading:
         if not chosen:
             where = f"in {path}" if path else "in a file, named with -c"
             self.problems.append(f"cannot find a database: set dsn or embedded under [database] {where}, or ROOST_DSN")
-        for key in chosen[1:]:
+        listening = [key for key in LISTEN_CHOICES if key in entries]
+        for first, *others in filter(None, (chosen, listening)):
+            for key in others:
+                self.problems.append(
+                    f"cannot use database.{key} from {entries[key].origin}: "
+                    f"database.{first} from {entries[first].origin} names a database too; leave one of them"
+                )
+        if listening and chosen == ["embedded"]:
             self.problems.append(
-                f"cannot use database.{key} from {entries[key].origin}: "
-                f"database.{chosen[0]} from {entries[chosen[0]].origin} names a database too; leave one of them"
+                f"cannot use database.{listening[0]} from {entries[listening[0]].origin}: "
+                "no pooler stands before an embedded database; remove it"
             )
-        if chosen == ["dsn_file"] and "dsn_file" in values:
-            values["dsn"] = self._read_dsn_file(values["dsn_file"])
+        for key, given in (("dsn", chosen), ("listen_dsn", listening)):
+            if given == [f"{key}_file"] and given[0] in values:
+                values[key] = self._read_dsn_file(given[0], values[given[0]])
         return DatabaseConfig(**values)
 
-    def _read_dsn_file(self, file: Path) -> str | None:
-        what = f"database.dsn_file {file} from {self.origin('database.dsn_file')}"
+    def _read_dsn_file(self, key: str, file: Path) -> str | None:
+        what = f"database.{key} {file} from {self.origin(f'database.{key}')}"
         try:
             dsn = file.read_bytes().decode().strip()
             dsns.parse_dsn(dsn)
             if file.stat().st_mode & stat.S_IROTH:
-                self.warnings.append(f"everybody may read database.dsn_file {file}; run chmod o-r {file}")
+                self.warnings.append(f"everybody may read database.{key} {file}; run chmod o-r {file}")
         except FileNotFoundError:
             self.problems.append(f"cannot read {what}: no such file; create it, or correct its name")
         except OSError as error:
@@ -119,7 +127,7 @@ class _Reading:
         except ValueError:
             self.problems.append(f"cannot use {what}: expected in it {dsns.EXPECTED}")
         else:
-            self._origins["database.dsn"] = str(file)
+            self._origins[f"database.{key.removesuffix('_file')}"] = str(file)
             return dsn
         return None
 
@@ -239,7 +247,8 @@ class _Reading:
     def _reject(self, path: str, node: Table | Value, expected: str) -> None:
         value = "a table" if isinstance(node, Table) else _brief(node.value)
         # What was meant for a connection string may hold a password.
-        shown = path if path.removeprefix("database.") in DATABASE_CHOICES else f"{path} = {value}"
+        is_secret = path.removeprefix("database.") in DATABASE_CHOICES + LISTEN_CHOICES
+        shown = path if is_secret else f"{path} = {value}"
         self.problems.append(f"cannot use {shown} from {node.origin}: expected {expected}")
 
 

@@ -38,6 +38,6 @@ def flatten(config: Config) -> Iterator[tuple[str, Any]]:
 def _spell(key: str, value: Any) -> str:
     if value is None:
         return "(not set)"
-    if key == "database.dsn":
+    if key in ("database.dsn", "database.listen_dsn"):
         value = redact_dsn(value)
     return json.dumps(value, ensure_ascii=False, default=str)

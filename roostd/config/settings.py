@@ -26,11 +26,13 @@ class ConfigError(Exception):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DatabaseConfig:
-    """`[database]`; once loaded, `dsn` or `embedded` is set, not both; `dsn_file` is where `dsn` was read."""
+    """`[database]`; once loaded, `dsn` or `embedded` is set, not both; `…_file` is where its DSN was read."""
 
     dsn: str | None = field(default=None, repr=False)
     dsn_file: Path | None = None
     embedded: Path | None = None
+    listen_dsn: str | None = field(default=None, repr=False)
+    listen_dsn_file: Path | None = None
     startup_max_retries: int = 30
     startup_retry_delay: float = 1.0
     listen_reconnect_delay: float = 1.0

@@ -16,7 +16,9 @@ from typing import Any
 from roostd.config.kinds import parse_literal
 from roostd.config.settings import ConfigError
 
-# Each of these names the database, so a source that gives one of them takes back the others.
+# Each of these names the database, so a source that gives one of them takes back the others, and with them the other
+# way to the same database.
+LISTEN_CHOICES = ("listen_dsn", "listen_dsn_file")
 DATABASE_CHOICES = ("dsn", "dsn_file", "embedded")
 
 _DEEPEST_KEY = 3  # worker.retry_strategy.strategy, pools.NAME.queues, cron.NAME.args
@@ -141,8 +143,11 @@ def _insert(tree: Table, path: list[str], value: Value) -> None:
 def _overlay(below: Table, above: Table, path: str = "") -> Table:
     """Tables merge, values and lists replace. A named strategy replaces the whole of another one."""
     entries = dict(below.entries)
-    if path == "database" and any(key in above.entries for key in DATABASE_CHOICES):
-        entries = {key: node for key, node in entries.items() if key not in DATABASE_CHOICES}
+    if path == "database":
+        for choices in (DATABASE_CHOICES, LISTEN_CHOICES):
+            if any(key in above.entries for key in choices):
+                taken_back = {*choices, *LISTEN_CHOICES}
+                entries = {key: node for key, node in entries.items() if key not in taken_back}
     for key, upper in above.entries.items():
         lower = entries.get(key)
         inner = f"{path}.{key}" if path else key
@@ -180,7 +185,8 @@ def _find_database(tree: Table, environ: Mapping[str, str]) -> Table:
             entries["dsn_file"] = Value("dsn", "systemd credential dsn", Path())
         elif variables:
             entries["dsn"] = Value(environ[variables[0]], f"environment {variables[0]}", Path())
-    file = entries.get("dsn_file")
-    if credentials and isinstance(file, Value):
-        entries["dsn_file"] = replace(file, base=Path(credentials))
+    for key in ("dsn_file", "listen_dsn_file"):
+        file = entries.get(key)
+        if credentials and isinstance(file, Value):
+            entries[key] = replace(file, base=Path(credentials))
     return replace(tree, entries={**tree.entries, "database": replace(section, entries=entries)})

@@ -52,8 +52,8 @@ class Invocation:
         return Roost(self.conninfo())
 
     def connect(self) -> psycopg.Connection[Any]:
-        """A connection in autocommit mode."""
-        return psycopg.connect(self.conninfo(), autocommit=True)
+        """A connection in autocommit mode; it may lead through a pooler, so nothing is prepared."""
+        return psycopg.connect(self.conninfo(), autocommit=True, prepare_threshold=None)
 
     def conninfo(self) -> str:
         """Where the database is. Raises ConfigError and Failure."""

@@ -125,7 +125,7 @@ def next_slots(invocation: Invocation, name: str, count: int) -> int:
     place = zone(seen.fields["timezone"])
     local = [slot.astimezone(place) for slot in slots]
     if invocation.json:
-        print_json([{"slot": slot, "local": shown} for slot, shown in zip(slots, local, strict=True)])
+        print_json([{"slot": slot, "local": here.isoformat()} for slot, here in zip(slots, local, strict=True)])
     else:
         shown = [each.strftime("%a %Y-%m-%d %H:%M:%S %z") for each in local]
         print_table(("SLOT", seen.fields["timezone"]), list(zip(slots, shown, strict=True)))
@@ -172,7 +172,6 @@ COMMANDS = (cron,)
 def _connect(invocation: Invocation) -> Iterator[psycopg.Connection[Any]]:
     with invocation.connect() as conn:
         schema.check(conn)
-        conn.execute("SET timezone = 'UTC'")
         yield conn
 
 

@@ -128,7 +128,7 @@ def _json_text(value: object) -> str:
 def _plain(value: object) -> object:
     match value:
         case datetime():
-            return value.isoformat()
+            return value.astimezone(UTC).isoformat()
         case UUID():
             return str(value)
         case timedelta():

@@ -68,6 +68,7 @@ class Claimer:
         on_unknown_claims: Callable[[list[tuple[int, int]]], None],
         known_leases: Callable[[], set[int]],
         may_claim: Callable[[], bool],
+        is_deaf: Callable[[], bool],
     ) -> None:
         self.database_up = False
         self.stopped = False
@@ -80,6 +81,7 @@ class Claimer:
         self._on_unknown_claims = on_unknown_claims
         self._known_leases = known_leases
         self._may_claim = may_claim
+        self._is_deaf = is_deaf
         self._loop = asyncio.get_running_loop()
         self._wake = asyncio.Event()
         self._promote_at = 0.0
@@ -303,7 +305,7 @@ class Claimer:
             asked_at=asked_at,
             now=self._loop.time(),
             poll_interval=self._poll_interval(),
-            gets_hints=run.demand.wants_hints,
+            gets_hints=run.demand.wants_hints and not self._is_deaf(),
         )
         if answer.jobs:
             self._throttled.update(job.lease for job in answer.jobs)
@@ -360,7 +362,8 @@ class Claimer:
     async def _say_idle(self) -> None:
         """Tells enqueuers which queues want hints, when that has changed or may have been lost."""
         worker_id = self._worker_id()
-        queues = frozenset(q for run in self._pools.values() if run.demand.wants_hints for q in run.config.queues)
+        listening = [] if self._is_deaf() else [run for run in self._pools.values() if run.demand.wants_hints]
+        queues = frozenset(queue for run in listening for queue in run.config.queues)
         said = (worker_id, self._link.connects, queues)
         if said != self._idle_said:
             await self._link.run(lambda conn: statements.set_idle(conn, worker_id, sorted(queues)))

@@ -2,19 +2,26 @@
 
 The daemon has four: to claim, to write outcomes, for the heartbeat, to listen. Each does one thing at a time, so a
 slow one holds up nothing but itself.
+
+Behind a pooler, which may give each transaction another server connection, nothing is kept in the session: no prepared
+statements, and what is set for the session of a direct connection each transaction sets for itself.
 """
 
 from __future__ import annotations
 
 import asyncio
 import socket
-from collections.abc import Awaitable, Callable
-from typing import LiteralString, TypeVar
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from typing import Any, LiteralString, Self, TypeVar
 
 import psycopg
-from psycopg import AsyncConnection, waiting
+from psycopg import AsyncClientCursor, AsyncConnection, AsyncTransaction, waiting
 from psycopg.abc import PQGen
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
+from psycopg.pq import TransactionStatus
+
+from roost_client.connections import SERVER_PID, is_direct
 
 T = TypeVar("T")
 
@@ -43,6 +50,23 @@ class DatabaseGone(Exception):
 
 
 class _Connection(AsyncConnection):
+    transaction_settings: LiteralString = ""  # what each transaction begins with, behind a pooler
+
+    def begin_transactions_with(self, settings: LiteralString) -> None:
+        """Has each transaction set this, and nothing kept on the server from one to the next."""
+        self.transaction_settings = settings
+        self.prepare_threshold = None
+        self.cursor_factory = _PooledCursor
+
+    @asynccontextmanager
+    async def transaction(
+        self, savepoint_name: str | None = None, force_rollback: bool = False
+    ) -> AsyncIterator[AsyncTransaction]:
+        async with super().transaction(savepoint_name, force_rollback) as block:
+            if self.transaction_settings:
+                await self.execute(self.transaction_settings)
+            yield block
+
     async def wait(self, gen: PQGen[T], interval: float = 0.0, timeout: float | None = None) -> T:
         """As psycopg's, but it doesn't wake up ten times a second, nor ask the server to agree when it is cancelled."""
         options = {} if timeout is None else {"timeout": timeout}
@@ -53,6 +77,23 @@ class _Connection(AsyncConnection):
             raise
 
 
+class _PooledCursor(AsyncClientCursor):
+    """Sends a statement together with its transaction's settings, in one message: so they are one transaction.
+
+    One that several messages make up would be left open, its locks with it, by a master that is stopped in between.
+    """
+
+    async def execute(self, query: Any, params: Any = None, **_: Any) -> Self:
+        conn = self.connection
+        assert isinstance(conn, _Connection)
+        if conn.info.transaction_status == TransactionStatus.IDLE:
+            query = f"{conn.transaction_settings}; {query}"
+        await super().execute(query, params)
+        while self.nextset():  # the statement's own answer is the last
+            pass
+        return self
+
+
 class Link:
     """One connection in autocommit, by what it is for."""
 
@@ -61,6 +102,7 @@ class Link:
     ) -> None:
         self.purpose = purpose
         self.connects = 0  # how often it was made: a change means that everything bound to the session is gone
+        self.is_pooled = False  # the last one was
         self._dsn = dsn
         self._session = session
         self._timeout_seconds = timeout_seconds
@@ -96,7 +138,7 @@ class Link:
         try:
             conn = await _Connection.connect(make_conninfo(self._dsn, **self._defaults()), autocommit=True)
             try:
-                await self._bounded(conn, self._set_up)
+                await self._bounded(conn, lambda _: self._set_up(conn))
             except BaseException:
                 self._hang_up(conn)
                 await conn.close()
@@ -106,10 +148,14 @@ class Link:
         self.connects += 1
         return conn
 
-    async def _set_up(self, conn: AsyncConnection) -> None:
-        await conn.execute(_SESSION)
-        if self._session is not None:
-            await conn.execute(self._session)
+    async def _set_up(self, conn: _Connection) -> None:
+        session = _SESSION if self._session is None else f"{_SESSION}; {self._session}"
+        cursor = await conn.execute(SERVER_PID)
+        self.is_pooled = not is_direct(conn, await cursor.fetchone())
+        if self.is_pooled:
+            conn.begin_transactions_with(_of_transaction(session))
+        else:
+            await conn.execute(session)
 
     def _defaults(self) -> dict[str, str]:
         given = conninfo_to_dict(self._dsn)
@@ -145,6 +191,11 @@ class Link:
         if conn is not None:
             self._hang_up(conn)
             await conn.close()
+
+
+def _of_transaction(session: LiteralString) -> LiteralString:
+    # A transaction has its isolation from when it begins; the default that comes first in it would be that of the next.
+    return f"SET TRANSACTION ISOLATION LEVEL READ COMMITTED; {session.replace('SET ', 'SET LOCAL ')}"
 
 
 def _is_of_statement(error: psycopg.Error) -> bool:

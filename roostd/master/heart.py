@@ -24,6 +24,8 @@ _log = structlog.get_logger()
 class Heart:
     """`on_beat` takes in each answer, `on_fence` kills the children, `on_dead` starts afresh under a new id.
 
+    `interval` is the seconds from one beat to the next.
+
     `settings` are asked for anew each time: a reload may have changed them.
     """
 
@@ -32,6 +34,7 @@ class Heart:
         link: Link,
         settings: Callable[[], WorkerConfig],
         *,
+        interval: Callable[[], float],
         worker_id: Callable[[], UUID],
         figures: Callable[[], dict[str, Any]],
         on_beat: Callable[[statements.Beat], None],
@@ -40,6 +43,7 @@ class Heart:
     ) -> None:
         self._link = link
         self._settings = settings
+        self._interval = interval
         self._worker_id = worker_id
         self._figures = figures
         self._on_beat = on_beat
@@ -88,7 +92,7 @@ class Heart:
                     continue
                 self._alive_at, self._fenced = sent_at, False
                 self._on_beat(beat)
-                pause = self._settings().heartbeat_interval
+                pause = self._interval()
             except DatabaseGone as error:
                 _log.warning("worker.heartbeat_failed", error=str(error))
                 pause = min(1.0, self._settings().heartbeat_interval)

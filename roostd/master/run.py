@@ -41,7 +41,7 @@ from roostd.master import heart, housekeeping
 from roostd.master.children import ChildProcess
 from roostd.master.claimer import Claimer, PoolRun
 from roostd.master.database import DatabaseGone, Link
-from roostd.master.listener import Listener
+from roostd.master.listener import Deaf, Listener
 from roostd.master.orphans import Orphans
 from roostd.master.scheduler import Scheduler
 from roostd.master.templates import TemplateProcess, describe_status
@@ -158,16 +158,17 @@ class Master:
             self._open_files = linux.raise_open_files_limit()  # six a child; handlers get the old limit
             self._install_signals()
             self._loop.set_exception_handler(self._on_broken_callback)
-        dsn = self._config.database.dsn
+        database = self._config.database
+        dsn = database.dsn
         assert dsn is not None, "load() or the embedded server has set it"
         self._claim_link = Link(dsn, "claim", session=statements.SESSION)
         self._write_link = Link(dsn, "write", session=statements.WRITE_SESSION)
         self._beat_link = Link(dsn, "heartbeat", timeout_seconds=max(1.0, self._config.worker.heartbeat_interval))
-        self._listen_link = Link(dsn, "listen", timeout_seconds=20.0)
+        self._listen_link = Link(database.listen_dsn or dsn, "listen", timeout_seconds=20.0)
         self._tidy_link = Link(
             dsn, "housekeeping", session=statements.SESSION
         )  # open only while there is something to do
-        retry = self._config.database.listen_reconnect_delay
+        retry = database.listen_reconnect_delay
         self._writer = Writer(
             self._write_link,
             error_cap=lambda: self._config.worker.error_cap,
@@ -187,10 +188,12 @@ class Master:
             on_unknown_claims=self._on_unknown_claims,
             known_leases=self._known_leases,
             may_claim=lambda: self._writer.pending < _MAX_UNWRITTEN and not self._heart.check(),
+            is_deaf=lambda: self._listener.deaf,
         )
         self._heart = heart.Heart(
             self._beat_link,
             lambda: self._config.worker,
+            interval=self._heartbeat_interval,
             worker_id=lambda: self._worker_id,
             figures=self._figures,
             on_beat=self._on_beat,
@@ -198,14 +201,19 @@ class Master:
             on_dead=self._on_dead,
         )
         self._scheduler = Scheduler(self._claim_link, retry_seconds=retry)
+        self._listener = Listener(
+            self._listen_link,
+            reconnect_seconds=retry,
+            on_notice=self._on_notice,
+            on_connect=self._on_listening,
+            on_deaf=self._on_deaf,
+            notify=None if database.listen_dsn is None else self._notify,
+        )
         tasks: list[asyncio.Task[Any]] = [self._loop.create_task(self._writer.run())]
         try:
-            if not await self._until_stopped(self._start()):
+            if not await self._until_stopped(self._start(listens=not once)):
                 return 0
             tasks += [self._loop.create_task(part) for part in (self._heart.run(), self._heart.watch())]
-            listener = Listener(
-                self._listen_link, reconnect_seconds=retry, on_notice=self._on_notice, on_connect=self._on_listening
-            )
             if not await self._until_stopped(self._up.wait()):
                 return 0
             _log.info("worker.ready", worker=str(self._worker_id), **self._counts())
@@ -218,7 +226,7 @@ class Master:
             self._claiming = self._loop.create_task(self._claimer.run())
             stopped = self._loop.create_task(self._stop.wait())
             parts = (self._reap_regularly(), self._tidy_regularly(), self._notify_regularly())
-            regularly = (*parts, listener.run(), self._scheduler.run())
+            regularly = (*parts, self._listener.run(), self._scheduler.run())
             tasks += [stopped, self._claiming, *map(self._loop.create_task, regularly)]
             done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
             for task in done - {stopped}:
@@ -240,9 +248,11 @@ class Master:
                 signal.pthread_sigmask(signal.SIG_BLOCK, self._signals)
             _log.info("worker.stopped", worker=str(self._worker_id), jobs=self._writer.written)
 
-    async def _start(self) -> None:
+    async def _start(self, *, listens: bool) -> None:
         """Database, registration, handlers, children: each before the next."""
         await self._reach_database()
+        if listens and self._config.database.listen_dsn is not None:
+            await self._check_listening()
         self._notifier.extend_timeout(self._config.handlers.import_timeout + _SPAWN_SECONDS)
         self._set_up_pools(self._config)
         self._first_import = self._loop.create_future()
@@ -273,6 +283,15 @@ class Master:
                     ) from error
             await asyncio.sleep(min(delay, 30.0))
             delay = min(delay * 1.5, 30.0)
+
+    async def _check_listening(self) -> None:
+        """Refuses a listen_dsn that leads elsewhere; for one that can't be reached the start needn't wait."""
+        try:
+            await self._listener.check()
+        except Deaf as error:
+            raise StartError(f"cannot listen: {error}", EXIT_CONFIG) from error
+        except DatabaseGone as error:
+            _log.warning("listener.lost", error=str(error))
 
     async def _register(self) -> None:
         pools = self._config.pools
@@ -986,6 +1005,20 @@ class Master:
                     self._cancel(int(payload))
             case "roost_queue_changed" | "roost_reload":
                 self._heart.beat_now()
+
+    async def _notify(self, channel: str, payload: str) -> None:
+        await self._claim_link.run(lambda conn: conn.execute("SELECT pg_notify(%s, %s)", [channel, payload]))
+
+    def _on_deaf(self) -> None:
+        """Nothing is told from now on: no enqueue is to send a hint, and the heartbeat brings in all else."""
+        self._claimer.wake()
+        self._heart.beat_now()
+
+    def _heartbeat_interval(self) -> float:
+        worker = self._config.worker
+        if self._listener.deaf:
+            return min(worker.heartbeat_interval, worker.poll_interval)
+        return worker.heartbeat_interval
 
     def _on_listening(self) -> None:
         """Notifications may have been missed."""

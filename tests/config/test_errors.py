@@ -282,13 +282,20 @@ def test_no_database_at_all_says_how_to_name_one(file: Path) -> None:
         ("dsn = 'dbname=a'", "embedded = '/a'"),
         ("dsn = 'dbname=a'", "dsn_file = '/a'"),
         ("dsn_file = '/a'", "embedded = '/a'"),
+        ("dsn = 'dbname=a'\nlisten_dsn = 'dbname=a'", "listen_dsn_file = '/a'"),
     ],
 )
 def test_one_source_cannot_name_two_databases(file: Path, one: str, two: str) -> None:
     file.write_text(f"[database]\n{one}\n{two}")
     (problem,) = problems(file)
-    for part in (f"database.{one.split()[0]}", f"database.{two.split()[0]}", str(file), "leave one of them"):
+    for part in (f"database.{one.splitlines()[-1].split()[0]}", f"database.{two.split()[0]}", str(file), "leave one of them"):
         assert part in problem
+
+
+def test_an_embedded_database_is_listened_to_as_it_is(file: Path) -> None:
+    file.write_text("[database]\nembedded = '/a'\nlisten_dsn = 'dbname=a'")
+    (problem,) = problems(file)
+    assert problem.startswith(f"cannot use database.listen_dsn from {file}: no pooler stands before an embedded")
 
 
 @pytest.mark.parametrize(
@@ -308,7 +315,7 @@ def test_one_source_cannot_name_two_databases(file: Path, one: str, two: str) ->
         "dbname=app\0",
     ],
 )
-@pytest.mark.parametrize("place", ["file", "variable", "ROOST_DSN", "dsn_file", "wrong key"])
+@pytest.mark.parametrize("place", ["file", "listen_dsn", "variable", "ROOST_DSN", "dsn_file", "wrong key"])
 def test_a_dsn_that_libpq_would_misread_is_refused_without_being_shown(file: Path, dsn: str, place: str) -> None:
     escaped = dsn.replace("\0", "\\u0000")
     environ = {}
@@ -316,6 +323,9 @@ def test_a_dsn_that_libpq_would_misread_is_refused_without_being_shown(file: Pat
         case "file":
             file.write_text(f'[database]\ndsn = "{escaped}"')
             where = "database.dsn from " + str(file)
+        case "listen_dsn":
+            file.write_text(f'[database]\ndsn = "dbname=app"\nlisten_dsn = "{escaped}"')
+            where = "database.listen_dsn from " + str(file)
         case "variable":
             file.write_text("")
             environ["ROOST_DATABASE__DSN"] = dsn

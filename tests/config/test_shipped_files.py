@@ -70,7 +70,7 @@ def test_a_key_with_a_default_shows_it_and_one_without_shows_a_valid_example(sec
             assert value == (list(default) if isinstance(default, tuple) else default)
         file = tmp_path / "roost.toml"
         file.write_text(f"[{section}]\n{key} = {text}\n")
-        if key != "dsn_file":
+        if not key.endswith("dsn_file"):
             load(file, environ=ENVIRON, flags={})
 
 

@@ -288,6 +288,31 @@ def test_a_later_source_takes_back_an_earlier_choice_of_database(file: Path, ear
     assert database == DatabaseConfig(embedded=Path("/pg"), startup_max_retries=3)
 
 
+@pytest.mark.parametrize("earlier", ["listen_dsn = 'dbname=app'", "listen_dsn_file = 'nothing-there'"])
+@pytest.mark.parametrize(
+    ("later", "expected"),
+    [
+        ({"database.listen_dsn": DSN}, DatabaseConfig(dsn="dbname=app", listen_dsn=DSN)),
+        ({"database.dsn": DSN}, DatabaseConfig(dsn=DSN)),  # the other way leads to what it was before
+        ({"database.embedded": "/pg"}, DatabaseConfig(embedded=Path("/pg"))),
+    ],
+)
+def test_a_later_source_takes_back_where_to_listen(
+    file: Path, earlier: str, later: dict[str, str], expected: DatabaseConfig
+) -> None:
+    write(file, f"[database]\ndsn = 'dbname=app'\n{earlier}")
+    assert load(file, environ={}, flags=later).config.database == expected
+
+
+def test_the_listen_dsn_may_be_in_a_file_of_its_own_or_a_credential(file: Path, tmp_path: Path) -> None:
+    for folder, environ in ((file.parent, {}), (tmp_path / "c", {"CREDENTIALS_DIRECTORY": str(tmp_path / "c")})):
+        secret = write(folder / "listen", DSN)
+        secret.chmod(0o600)
+        loaded = load_file(file, "[database]\ndsn = 'dbname=app'\nlisten_dsn_file = 'listen'", **environ)
+        assert loaded.config.database == DatabaseConfig(dsn="dbname=app", listen_dsn=DSN, listen_dsn_file=secret)
+        assert loaded.origins["database.listen_dsn"] == str(secret)
+
+
 @pytest.mark.parametrize("absolute", [True, False])
 def test_the_dsn_may_be_in_a_file_of_its_own(file: Path, absolute: bool) -> None:
     secret = write(file.parent / "dsn", f"\n  {DSN}\n")
@@ -347,12 +372,13 @@ def test_a_missing_folder_of_handlers_is_only_warned_about(file: Path) -> None:
 def test_the_report_names_every_key_its_value_and_its_origin(file: Path) -> None:
     loaded = load_file(
         file,
-        "[pools.a]\nqueues = ['x', 'é']\n[database]\ndsn = 'postgresql://app:hunter2@db/shop'",
+        "[pools.a]\nqueues = ['x', 'é']\n[database]\ndsn = 'postgresql://app:hunter2@db/shop'\nlisten_dsn = 'password=hunter2'",
         ROOST_WORKER__RETRY_STRATEGY="linear",
     )
     lines = describe(loaded).splitlines()
     assert f'pools.a.queues = ["x", "é"]   # {file}' in lines
     assert f'database.dsn = "user=app password=*** dbname=shop host=db"   # {file}' in lines
+    assert f'database.listen_dsn = "password=***"   # {file}' in lines
     assert "database.embedded = (not set)   # default" in lines
     assert 'worker.retry_strategy.strategy = "linear"   # environment ROOST_WORKER__RETRY_STRATEGY' in lines
     assert "worker.retry_strategy.step = 10.0   # default" in lines
@@ -362,6 +388,7 @@ def test_the_report_names_every_key_its_value_and_its_origin(file: Path) -> None
 
 
 def test_no_representation_of_the_settings_holds_the_dsn(file: Path) -> None:
-    loaded = load_file(file, "[database]\ndsn = 'postgresql://app:hunter2@db/shop'")
+    text = "[database]\ndsn = 'postgresql://app:hunter2@db/shop'\nlisten_dsn = 'password=hunter2'"
+    loaded = load_file(file, text)
     assert "hunter2" not in repr(loaded)
     assert "hunter2" not in str(loaded.config)
