@@ -288,7 +288,12 @@ def test_no_database_at_all_says_how_to_name_one(file: Path) -> None:
 def test_one_source_cannot_name_two_databases(file: Path, one: str, two: str) -> None:
     file.write_text(f"[database]\n{one}\n{two}")
     (problem,) = problems(file)
-    for part in (f"database.{one.splitlines()[-1].split()[0]}", f"database.{two.split()[0]}", str(file), "leave one of them"):
+    for part in (
+        f"database.{one.splitlines()[-1].split()[0]}",
+        f"database.{two.split()[0]}",
+        str(file),
+        "leave one of them",
+    ):
         assert part in problem
 
 

@@ -372,7 +372,8 @@ def test_a_missing_folder_of_handlers_is_only_warned_about(file: Path) -> None:
 def test_the_report_names_every_key_its_value_and_its_origin(file: Path) -> None:
     loaded = load_file(
         file,
-        "[pools.a]\nqueues = ['x', 'é']\n[database]\ndsn = 'postgresql://app:hunter2@db/shop'\nlisten_dsn = 'password=hunter2'",
+        "[pools.a]\nqueues = ['x', 'é']\n[database]\n"
+        "dsn = 'postgresql://app:hunter2@db/shop'\nlisten_dsn = 'password=hunter2'",
         ROOST_WORKER__RETRY_STRATEGY="linear",
     )
     lines = describe(loaded).splitlines()

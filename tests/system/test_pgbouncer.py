@@ -53,11 +53,9 @@ def test_everything_but_listen_works_and_what_would_be_heard_is_polled(
     start_daemon: StartDaemon, jobs: Jobs, bouncer: Bouncer, folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     clock = DatabaseClock(jobs.dsn)
-    name = conninfo_to_dict(jobs.dsn)["dbname"]
+    name = sql.Identifier(str(conninfo_to_dict(jobs.dsn)["dbname"])).as_string()
     # The pooler's server connections read the test's clock, too, and would give transactions the strictest isolation.
-    jobs.query(
-        sql.SQL("ALTER DATABASE {} SET search_path = clock, pg_catalog, public").format(sql.Identifier(name)).as_string()
-    )
+    jobs.query(f"ALTER DATABASE {name} SET search_path = clock, pg_catalog, public")
     jobs.query(f"ALTER DATABASE {name} SET default_transaction_isolation = 'serializable'")
     (folder / "shop").mkdir()
     (folder / "shop" / "shop.py").write_text(SHOP)
@@ -161,13 +159,14 @@ def assert_commands_work(daemon: Daemon, jobs: Jobs, pooled: str, capsys: pytest
         return json.loads(out)
 
     (job_id,) = jobs.query("SELECT id FROM roost.jobs WHERE state = 'discarded' ORDER BY id LIMIT 1")[0].values()
-    (cancelled,) = jobs.query("SELECT id FROM roost.jobs WHERE state = 'cancelled' ORDER BY id LIMIT 1")[0].values()
+    (cancelled,) = jobs.query("SELECT id FROM roost.jobs WHERE state = 'cancelled' AND task = 'hold'")[0].values()
     assert run("status")["workers"][0]["pid"] == daemon.pid
     assert [queue["name"] for queue in run("queues")] == ["default"]
     run("pause", "default")
     run("resume", "default")
     assert run("show", job_id)["state"] == "discarded"
     assert len(run("jobs")) > 0
+    daemon.let_go("cancelled")
     run("retry", cancelled)
     assert run("requeue", "--discarded", "--yes")["jobs"] >= 1
     run("cancel", run("enqueue", "noop", "--queue", "nobodys")["id"])
@@ -183,9 +182,7 @@ def assert_commands_work(daemon: Daemon, jobs: Jobs, pooled: str, capsys: pytest
 
 
 def active(jobs: Jobs) -> list[dict[str, Any]]:
-    return jobs.query(
-        "SELECT id, task, state FROM roost.jobs WHERE state IN ('available', 'executing', 'retryable')"
-    )
+    return jobs.query("SELECT id, task, state FROM roost.jobs WHERE state IN ('available', 'executing', 'retryable')")
 
 
 def test_with_a_listen_dsn_nothing_waits_for_a_poll(start_daemon: StartDaemon, jobs: Jobs, bouncer: Bouncer) -> None:
