@@ -265,12 +265,12 @@ class AsyncRoost:
 
     async def _run(self, statement: Statement[T], conn: psycopg.AsyncConnection[Any] | None) -> T:
         if conn is not None:
-            return await _execute(statements.usable(conn, psycopg.AsyncConnection, statement.what), statement)
+            return await execute(statements.usable(conn, psycopg.AsyncConnection, statement.what), statement)
         async with self._connections.borrow() as own:
-            return await _execute(own, statement)
+            return await execute(own, statement)
 
 
-async def _execute(conn: psycopg.AsyncConnection[Any], statement: Statement[T]) -> T:
+async def execute(conn: psycopg.AsyncConnection[Any], statement: Statement[T]) -> T:
     # A cursor of our own choosing: the connection's factories may be any, also server-side cursors.
     cursor = psycopg.AsyncCursor(conn, row_factory=tuple_row)
     try:

@@ -268,12 +268,12 @@ class Roost:
 
     def _run(self, statement: Statement[T], conn: psycopg.Connection[Any] | None) -> T:
         if conn is not None:
-            return _execute(statements.usable(conn, psycopg.Connection, statement.what), statement)
+            return execute(statements.usable(conn, psycopg.Connection, statement.what), statement)
         with self._connections.borrow() as own:
-            return _execute(own, statement)
+            return execute(own, statement)
 
 
-def _execute(conn: psycopg.Connection[Any], statement: Statement[T]) -> T:
+def execute(conn: psycopg.Connection[Any], statement: Statement[T]) -> T:
     # A cursor of our own choosing: the connection's factories may be any, also server-side cursors.
     cursor = psycopg.Cursor(conn, row_factory=tuple_row)
     try:

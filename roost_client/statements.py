@@ -416,6 +416,22 @@ def list_jobs(
     return Statement("list jobs", sql, parameters, lambda rows: [_job(row) for row in rows])
 
 
+def waiting_jobs(task: str | None, limit: int) -> Statement[list[Job]]:
+    """Read the newest jobs of a task (None: any) that have yet to run, newest first."""
+    of_task: LiteralString = "" if task is None else "AND task = %s::text "
+    sql: LiteralString = (
+        f"SELECT {_JOB_COLUMNS} FROM roost.jobs WHERE state IN ('available', 'retryable') {of_task}"
+        "ORDER BY id DESC LIMIT %s::bigint"
+    )
+    parameters = [str(limit)] if task is None else [task, str(limit)]
+    return Statement("look for jobs", sql, parameters, lambda rows: [_job(row) for row in rows])
+
+
+def task_name(registry: HandlerRegistry, task: str | Callable[..., Any]) -> str:
+    """The name of a task, given that or its function. Raises Refused."""
+    return _task(registry, task)[0]
+
+
 def status() -> Statement[dict[str, dict[str, int]]]:
     """Count all jobs by queue and state: one pass over job_rows, corrected by what is claimed."""
 

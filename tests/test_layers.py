@@ -47,6 +47,8 @@ LAYERS: dict[str, tuple[set[str], set[str]]] = {
         {"serve", "master", "config", "log", "embedded", "roost_client"},
         {"structlog"},
     ),
+    "testing": ({"master", "child", "store", "config", "core", "wire", "roost_client"}, {"psycopg"}),
+    "pytest_plugin": ({"embedded", "roost_client"}, {"psycopg", "pytest"}),
     "cli": ({"serve"}, {"click"}),
     "ctl": (
         {"config", "embedded", "core", "linux", "roost_client"},

@@ -6,16 +6,19 @@ import asyncio
 import contextlib
 import inspect
 from collections.abc import Awaitable, Callable, Iterator
-from typing import Any, Self
+from typing import Any, Protocol, Self
 
 from roost_client import CurrentJob, Hooks
-from roostd.child.logs import ChildLog
+
+
+class EventLog(Protocol):
+    def event(self, level: str, name: str, **values: Any) -> None: ...
 
 
 class HookedRun:
     """One run with its hooks; nothing here raises. Leave it when both hooks are over."""
 
-    def __init__(self, hooks: Hooks, job: CurrentJob, log: ChildLog) -> None:
+    def __init__(self, hooks: Hooks, job: CurrentJob, log: EventLog) -> None:
         self._hooks = hooks
         self._job = job
         self._log = log

@@ -46,9 +46,12 @@ _KEPT_CALL_OFFS = 64  # a late one has nobody to take it out
 
 
 class Invoker:
-    """Calls handlers, one at a time, on the main thread; it is the `Runner` of their current job."""
+    """Calls handlers, one at a time, on the main thread; it is the `Runner` of their current job.
 
-    def __init__(self, control: socket.socket, max_result_bytes: int) -> None:
+    Without `control` no job is called off: then it takes no signal, and any thread will do.
+    """
+
+    def __init__(self, control: socket.socket | None, max_result_bytes: int) -> None:
         self.max_result_bytes = max_result_bytes
         self.delivered: SoftReason | None = None  # what was raised in the handler that ran last
         self._control = control
@@ -74,9 +77,10 @@ class Invoker:
             *UNINTERRUPTED,
         )
         self._own_code = {function.__code__ for function in own}
-        control.setblocking(False)
-        signal.signal(SOFT, self._on_soft)
-        self._read_control()  # until now the signal was ignored
+        if control is not None:
+            control.setblocking(False)
+            signal.signal(SOFT, self._on_soft)
+            self._read_control()  # until now the signal was ignored
 
     def call(self, spec: HandlerSpec, args: dict[str, Any], lease: int, runner: asyncio.Runner | None = None) -> Any:
         """The handler's result; whatever it raises. An async one runs in the loop of `runner`, or else in its own."""
@@ -181,6 +185,8 @@ class Invoker:
             self._task.cancel()
 
     def _read_control(self) -> None:
+        if self._control is None:
+            return
         self._reading = True
         while self._unread:
             self._unread = False

@@ -43,6 +43,7 @@ from roostd.master.claimer import Claimer, PoolRun
 from roostd.master.database import DatabaseGone, Link
 from roostd.master.listener import Deaf, Listener
 from roostd.master.orphans import Orphans
+from roostd.master.reports import UNCONFIRMED, report_of_frame
 from roostd.master.scheduler import Scheduler
 from roostd.master.templates import TemplateProcess, describe_status
 from roostd.master.writer import Writer
@@ -60,10 +61,6 @@ _EARLY_CANCEL_SECONDS = 10.0
 _MAX_UNWRITTEN = 5_000  # outcomes that wait to be written before no more jobs are claimed
 _MAX_SPAWNING = 32  # asked for at a time: master and template must not wait for each other with full sockets
 _SPAWN_SECONDS = 30.0  # for a fork, which takes milliseconds, to be answered
-_UNCONFIRMED = (
-    "TransactionNotCommitted: its handler completed it in a transaction and returned, but that transaction was rolled"
-    " back, or never committed"
-)
 _log = structlog.get_logger()
 
 
@@ -902,11 +899,7 @@ class Master:
                     error = str(json.loads(frame.body)["error"])
                     _log.warning("job.failed_after_commit", **_named(job), error=error)
                 return
-            if frame.kind is FrameKind.UNCONFIRMED:
-                self._settle(job, Report(Ending.UNCONFIRMED, _UNCONFIRMED))
-                return
-            body = json.loads(frame.body)
-            report = _report_of_frame(frame.kind, body)
+            report = report_of_frame(frame.kind, frame.body)
         except Exception as error:
             # A handler shares its process with the sender: whatever comes in hurts its own job only.
             report = Report(Ending.FAILED, f"WorkerCrash: its child sent an outcome that can't be read: {error!r:.500}")
@@ -928,9 +921,7 @@ class Master:
 
     def _on_settled(self, settlement: Settlement, state: JobState) -> None:
         if settlement.unconfirmed:
-            _log.info(
-                "job.ended", job_id=settlement.job_id, lease=settlement.lease, ending="failed", error=_UNCONFIRMED
-            )
+            _log.info("job.ended", job_id=settlement.job_id, lease=settlement.lease, ending="failed", error=UNCONFIRMED)
         if state is JobState.DISCARDED:
             _log.warning("job.discarded", job_id=settlement.job_id)
 
@@ -1166,21 +1157,6 @@ def _figures_of(run: PoolRun) -> dict[str, Any]:
 def _named(job: ClaimedJob) -> dict[str, Any]:
     """What a line of the log has to say of which job it is about."""
     return {"job_id": job.id, "lease": job.lease, "attempt": job.attempt, "queue": job.queue, "task": job.task}
-
-
-def _report_of_frame(kind: FrameKind, body: dict[str, Any]) -> Report:
-    match kind:
-        case FrameKind.SNOOZED:
-            return Report(Ending.SNOOZED, seconds=float(body["seconds"]))
-        case FrameKind.INTERRUPTED:
-            return Report(Ending.RELEASED)
-        case FrameKind.TIMED_OUT:
-            ending = Ending.TIMED_OUT
-        case FrameKind.CANCELLED:
-            ending = Ending.CANCELLED
-        case _:
-            ending = Ending.FAILED
-    return Report(ending, str(body["error"]), str(body["trace"]))
 
 
 def _report_of_death(job: ClaimedJob, child: ChildProcess, reason: SoftReason | None, how: str, dump: str) -> Report:

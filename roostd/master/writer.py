@@ -26,7 +26,7 @@ from roostd.store import statements
 
 MAX_BATCH = 500
 # What a row may be to blame for: a value, a constraint, a limit. Not the schema and not privileges: those are kept for.
-_ROW_ERRORS = (psycopg.DataError, psycopg.IntegrityError, psycopg.errors.ProgramLimitExceeded)
+ROW_ERRORS = (psycopg.DataError, psycopg.IntegrityError, psycopg.errors.ProgramLimitExceeded)
 _LOCKED_SECONDS = (0.05, 1.0)  # the first pause before what is locked is tried again, doubled up to the longest
 _log = structlog.get_logger()
 
@@ -49,6 +49,11 @@ class Completion:
 
 T = TypeVar("T")
 Outcome = TypeVar("Outcome", Completion, Settlement)
+
+
+def refused_result(error: psycopg.Error) -> Report:
+    text = f"{type(error).__name__}: the database refused the result: {error}".replace("\x00", "")
+    return Report(Ending.FAILED, text)
 
 
 class Writer:
@@ -222,14 +227,13 @@ class Writer:
                     conn, [c.job_id for c in free], [c.lease for c in free], [c.result for c in free]
                 ),
             )
-        except _ROW_ERRORS as error:
+        except ROW_ERRORS as error:
             if len(batch) > 1:
                 half = len(batch) // 2
                 await self._write_completions(batch[:half])
                 await self._write_completions(batch[half:])
                 return
-            text = f"{type(error).__name__}: the database refused the result: {error}".replace("\x00", "")
-            self._settlements.append(self._decide(batch[0].job, Report(Ending.FAILED, text)))
+            self._settlements.append(self._decide(batch[0].job, refused_result(error)))
             del self._completions[:1]
             return
         del self._completions[: len(batch)]
@@ -250,7 +254,7 @@ class Writer:
             (ours, parents), locked = await self._write(
                 batch, lambda conn, free: statements.settle(conn, free, self._error_cap())
             )
-        except _ROW_ERRORS as error:
+        except ROW_ERRORS as error:
             if len(batch) > 1:
                 half = len(batch) // 2
                 await self._write_settlements(batch[:half])

@@ -99,6 +99,16 @@ async def claim_throttled(
     return Throttled([ClaimedJob(*row[:-3]) for row in jobs], [row[-3] for row in jobs], more, next_in_seconds)
 
 
+async def claim_one(
+    conn: AsyncConnection, worker_id: UUID, *, job_id: int | None, queues: Sequence[str] | None, early: bool
+) -> ClaimedJob | None:
+    """Claims the job named, or else the first that is due in these queues (None: all), or with `early` scheduled."""
+    names = None if queues is None else list(queues)
+    parameters = {"worker_id": worker_id, "job_id": job_id, "queues": names, "early": early}
+    rows = await _run(conn, "claim_one", parameters)
+    return ClaimedJob(*rows[0]) if rows else None
+
+
 async def set_aside(conn: AsyncConnection, ranges: Sequence[Range], limit: int) -> int:
     """Moves jobs of throttled tasks to where they are in nobody's way; returns how many."""
     parameters = claim_parameters(UUID(int=0), ranges, limit)

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from roostd.child.run import ERROR_CHARACTERS, TRACE_CHARACTERS
+from roostd.child.running import ERROR_CHARACTERS, TRACE_CHARACTERS
 from roostd.wire.frames import FrameKind
 from tests.child.conftest import Child, Outcome, Template
 

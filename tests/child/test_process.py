@@ -14,7 +14,8 @@ from pathlib import Path
 
 import pytest
 
-from roostd.child.run import EXIT_COPY, EXIT_DONE
+from roostd.child.run import EXIT_DONE
+from roostd.child.running import EXIT_COPY
 from roostd.wire.signals import EXIT_UNUSABLE
 from tests.child.conftest import Child
 

@@ -54,9 +54,8 @@ def test_everything_but_listen_works_and_what_would_be_heard_is_polled(
 ) -> None:
     clock = DatabaseClock(jobs.dsn)
     name = sql.Identifier(str(conninfo_to_dict(jobs.dsn)["dbname"])).as_string()
-    # The pooler's server connections read the test's clock, too, and would give transactions the strictest isolation.
+    # The pooler's server connections read the test's clock, too.
     jobs.query(f"ALTER DATABASE {name} SET search_path = clock, pg_catalog, public")
-    jobs.query(f"ALTER DATABASE {name} SET default_transaction_isolation = 'serializable'")
     (folder / "shop").mkdir()
     (folder / "shop" / "shop.py").write_text(SHOP)
     settings: Settings = {
