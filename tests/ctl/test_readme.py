@@ -98,6 +98,9 @@ def test_what_the_readme_shows_works_as_it_shows(reader: Reader) -> None:
         seen += 1
         if block.language != "console":
             reader.write(block)
+            if block.file == "test_receipts.py":
+                command = f"python -m pytest -p no:cacheprovider --roost-dsn '{reader.dsn}' {block.file}"
+                assert "1 passed" in reader.run(command)
             if block.file in ("more.py", "run_worker.py"):
                 output = reader.run(f"python {block.file}")
                 assert output == {"more.py": "cancelled\n", "run_worker.py": "1\n"}[block.file]
@@ -106,7 +109,7 @@ def test_what_the_readme_shows_works_as_it_shows(reader: Reader) -> None:
         elif not block.text.startswith("$ pip install"):
             for command, shown in block.commands:
                 assert timeless(reader.run(command)) == timeless(shown), command
-    assert seen == 10
+    assert seen == 11
 
 
 def operate(reader: Reader, block: Block) -> None:
