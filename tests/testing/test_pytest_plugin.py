@@ -29,6 +29,7 @@ def test_one(roost_conn):
     assert_enqueued(roost_conn, task="greet", args={"name": "ann"}, count=1)
     (job,) = drain(roost_conn)
     assert job.result == "hello ann"
+    sign_up(roost_conn, "cid")
 
 def test_nothing_is_left_of_the_one_before(roost_conn, roost):
     assert_not_enqueued(roost_conn)
