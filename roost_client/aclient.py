@@ -16,7 +16,7 @@ from pydantic import BaseModel
 from . import schema, statements
 from .backoff import BackoffStrategy
 from .connections import AsyncConnections
-from .errors import RoostError
+from .daemon import part_of_daemon
 from .explain import Explanation
 from .fields import UNSET, shows_documented_defaults
 from .hooks import Hooks
@@ -261,7 +261,8 @@ class AsyncRoost:
         Raises ValueError for an option that can't be used, RoostError where roostd isn't installed.
         """
         options = {name: value for name, value in locals().items() if name != "self"}
-        return _worker_class()(self._dsn, registry=self._registry, **options)
+        worker: JobRunner = part_of_daemon("worker", "make a worker")(self._dsn, registry=self._registry, **options)
+        return worker
 
     async def _run(self, statement: Statement[T], conn: psycopg.AsyncConnection[Any] | None) -> T:
         if conn is not None:
@@ -282,12 +283,3 @@ async def execute(conn: psycopg.AsyncConnection[Any], statement: Statement[T]) -
             raise
         raise clearer from error
     return statement.read(rows)
-
-
-def _worker_class() -> Callable[..., JobRunner]:
-    from importlib.metadata import entry_points  # takes longer than all of this library does that an enqueue needs
-
-    for found in entry_points(group="roost_client", name="worker"):
-        made: Callable[..., JobRunner] = found.load()
-        return made
-    raise RoostError("cannot make a worker: the distribution roostd is not installed here; pip install roostd")

@@ -11,7 +11,6 @@ import json
 from collections.abc import Awaitable, Callable, Generator, Iterable
 from dataclasses import dataclass
 from datetime import datetime, timedelta
-from importlib.metadata import entry_points
 from typing import Any, TypeAlias, TypeVar, overload
 
 import psycopg
@@ -20,7 +19,7 @@ from pydantic import BaseModel
 from . import aclient, client, fields, statements
 from .arguments import object_text
 from .backoff import BackoffStrategy
-from .errors import RoostError
+from .daemon import part_of_daemon
 from .fields import Refused
 from .hooks import Hooks
 from .registry import DEFAULT_HANDLERS, HandlerRegistry
@@ -262,10 +261,7 @@ def drain(
 
 
 def _runner() -> Callable[..., Any]:
-    for point in entry_points(group="roost_client.testing", name="run"):
-        runner: Callable[..., Any] = point.load()
-        return runner
-    raise RoostError("cannot run jobs here: the distribution roostd is not installed in this environment")
+    return part_of_daemon("run_in_test", "run jobs here")
 
 
 async def _first(ran: Awaitable[list[Job]]) -> Job:
