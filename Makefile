@@ -6,7 +6,7 @@ INSTALLED := .venv/.installed
 PIP_OPTIONS := --quiet --disable-pip-version-check
 DATABASE_TESTS := $(wildcard tests/store tests/client)
 
-.PHONY: install demo test check bench chaos chaos-long chaos-mutants race race-quick race-horizon race-redis clean
+.PHONY: install demo test check bench chaos chaos-long chaos-mutants race race-quick race-horizon race-redis docs clean
 
 install: $(INSTALLED)
 
@@ -49,6 +49,11 @@ check: install
 	$(PY) -m ruff check
 	$(PY) -m mypy
 	$(PY) -m pytest -q -n 2 -m 'not database and not daemon' $(PYTEST_ARGS)
+
+# Sphinx warns of every link and every name that leads nowhere, and a warning is an error.
+docs: install
+	@$(PY) -m sphinx --quiet --fresh-env --nitpicky --fail-on-warning --keep-going docs docs/_build/html
+	@echo docs/_build/html/index.html
 
 bench: install
 	@$(PY) -m bench
@@ -99,5 +104,5 @@ race-horizon: $(RACE_INSTALLED)
 	@$(RACE_PY) -m race.report
 
 clean:
-	rm -rf .venv .venv-race build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis .roost
+	rm -rf .venv .venv-race docs/_build build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis .roost
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -19,11 +19,18 @@ import click
 @click.option("--check", is_flag=True, help="Validate the settings, import the handlers, print both, and exit.")
 @click.option("--once", is_flag=True, help="Run what is available, print how many jobs ended, and exit.")
 @click.option("--embedded", is_flag=False, flag_value="", metavar="[DIR]", help="Start a private PostgreSQL in DIR.")
+@click.option("--orphan-stale-after", metavar="SECONDS", help="As worker.orphan_stale_after in the configuration.")
 @click.option("--log-level", help="As log.level in the configuration.")
 @click.option("--log-format", help="As log.format in the configuration.")
 @click.version_option(package_name="roostd")
 def main(
-    path: Path | None, check: bool, once: bool, embedded: str | None, log_level: str | None, log_format: str | None
+    path: Path | None,
+    check: bool,
+    once: bool,
+    embedded: str | None,
+    orphan_stale_after: str | None,
+    log_level: str | None,
+    log_format: str | None,
 ) -> None:
     """Runs background jobs from PostgreSQL in child processes that can be stopped."""
     for number in (signal.SIGHUP, signal.SIGUSR1, signal.SIGTTIN, signal.SIGTTOU):
@@ -34,6 +41,7 @@ def main(
 
     flags = {
         "database.embedded": _embedded_directory() if embedded == "" else embedded,
+        "worker.orphan_stale_after": orphan_stale_after,
         "log.level": log_level,
         "log.format": log_format,
     }

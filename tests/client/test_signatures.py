@@ -46,6 +46,7 @@ REFERENCE = {
     "enqueue": ENQUEUE,
     "enqueue_many": "jobs, *, conn=None",
     "Hooks": "before_job=None, after_job=None",
+    "HandlerRegistry": "",
     "HandlerRegistry.register": "name, func, *, args_model=None, defaults=None",
     "JobFailed": "job_id, state, errors=None",
     "JobInsert": (
@@ -63,6 +64,16 @@ REFERENCE = {
         "name, *, args_model=None, queue=None, priority=None, max_attempts=None, tags=None, timeout_seconds=None,"
         " rate_per_minute=None, max_concurrency=None, registry=None"
     ),
+}
+BASES = {
+    "RoostError": Exception,
+    "DuplicateUniqueJobError": errors.RoostError,
+    "JobNotFoundError": errors.RoostError,
+    "JobFailed": RuntimeError,
+    "JobTimeoutError": TimeoutError,
+    "UnknownTaskError": errors.RoostError,
+    "SnoozeJob": errors.RoostError,
+    "WorkerShutdown": errors.RoostError,
 }
 CODES = {
     "RoostError": "roost.error",
@@ -121,6 +132,11 @@ def test_an_exception_has_its_code(name: str) -> None:
     assert public(name).code == CODES[name]
 
 
+@pytest.mark.parametrize("name", BASES)
+def test_an_exception_is_what_the_reference_says_it_is(name: str) -> None:
+    assert public(name).__bases__ == (BASES[name],)
+
+
 def test_every_exception_has_a_code_of_its_own() -> None:
     classes = [
         cls
@@ -138,7 +154,19 @@ def test_a_job_has_the_fields_of_the_reference_and_is_frozen() -> None:
     assert types.Job.model_config == {"frozen": True}
 
 
+def test_a_job_is_made_of_its_fields_by_name() -> None:
+    (fields,) = inspect.signature(types.Job.__init__).parameters.keys() - {"self"}
+    assert inspect.signature(types.Job.__init__).parameters[fields].kind is inspect.Parameter.VAR_KEYWORD
+
+
+@pytest.mark.parametrize("strategy", [roost_client.exponential(), roost_client.linear(), roost_client.fixed()])
+def test_a_backoff_strategy_maps_an_attempt_to_seconds(strategy: roost_client.BackoffStrategy) -> None:
+    assert isinstance(strategy(1), float)
+    assert [roost_client.exponential(jitter=False)(attempt) for attempt in (1, 2, 3, 4, 20)] == [2, 4, 8, 16, 86400]
+
+
 def test_the_job_states_are_strings() -> None:
+    assert issubclass(roost_client.JobState, str)
     assert [str(state) for state in roost_client.JobState] == [
         "available", "executing", "retryable", "completed", "discarded", "cancelled",
     ]  # fmt: skip

@@ -1,4 +1,4 @@
-"""What docs/testing.md shows works as it stands there."""
+"""What docs/how-to/testing.md shows works as it stands there."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from pathlib import Path
 import psycopg
 import pytest
 
-DOCS = Path(__file__).parents[2] / "docs" / "testing.md"
+DOCS = Path(__file__).parents[2] / "docs" / "how-to" / "testing.md"
 
 FILES = {
     "conftest.py": "import place\n",
