@@ -13,7 +13,7 @@ from typing import NoReturn
 
 import click
 
-from bench import backlog, cron, crowd, drain, enqueue, following, idle, latency, memory, waiting
+from bench import backlog, cron, crowd, drain, enqueue, following, idle, latency, memory, operating, waiting
 from bench.figures import Figure, table, write_json
 from bench.rig import BenchError, Rig
 from bench.scale import FULL, QUICK, Scale
@@ -29,6 +29,7 @@ MEASUREMENTS: dict[str, Callable[[Rig, Scale], Iterable[Figure]]] = {
     "following": following.measure,
     "backlog": backlog.measure,
     "cron": cron.measure,
+    "operating": operating.measure,
     "memory": memory.measure,
     "idle": idle.measure,
 }

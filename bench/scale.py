@@ -22,6 +22,8 @@ class Scale:
     backlog_jobs: int = 10_000
     backlog_rounds: int = 15
     cron_entries: int = 1_000
+    operating_rows: int = 5_000_000
+    operating_rounds: int = 11
     idle_seconds: float = 20.0
     many_children: int = 16
 
@@ -43,6 +45,8 @@ QUICK = Scale(
     backlog_jobs=1_000,
     backlog_rounds=1,
     cron_entries=50,
+    operating_rows=5_000,
+    operating_rounds=1,
     idle_seconds=2.0,
     many_children=4,
 )

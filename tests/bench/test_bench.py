@@ -36,7 +36,7 @@ def test_the_table_has_a_line_for_each_figure() -> None:
 @pytest.mark.database
 @pytest.mark.timeout(300)
 def test_the_measurements_run_and_are_kept(tmp_path: Path) -> None:
-    measured = ("drain", "latency", "waiting", "enqueue", "crowd", "following", "cron", "memory")
+    measured = ("drain", "latency", "waiting", "enqueue", "crowd", "following", "cron", "operating", "memory")
     only = [word for name in measured for word in ("--only", name)]
     path = tmp_path / "figures.json"
     done = subprocess.run(
@@ -55,6 +55,7 @@ def test_the_measurements_run_and_are_kept(tmp_path: Path) -> None:
         "pickup latency, median",
         "enqueue and wait_for, median",
         "50 cron entries fired",
+        "jobs of 5,000: discarded",
         "connections with 2 children",
     } <= set(names)
     assert all(figure["value"] > 0 for figure in kept["figures"])
