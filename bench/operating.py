@@ -42,7 +42,7 @@ FILTERS: dict[str, dict[str, Any]] = {
     "the last hour": {"newer_than": timedelta(hours=1)},
     "the last hour, a tag that nobody has": {"newer_than": timedelta(hours=1), "tag": "nobody"},
     "the text of an error": {"error": "connection refused"},
-    "discarded, of 1 in 1,000, by the text": {"state": "discarded", "queue": "reports", "error": "refused"},
+    "discarded, of a queue of 1 in 1,000, by the text": {"state": "discarded", "queue": "reports", "error": "refused"},
 }
 
 
@@ -91,14 +91,14 @@ SELECT at, CASE WHEN n <= %(later)s THEN now() + interval '1 year' ELSE at END, 
        CASE WHEN waits THEN 0 ELSE 1 END,
        CASE WHEN waits AND kind IN (1, 3) THEN 'retryable' WHEN waits THEN 'available'
             WHEN kind = 1 THEN 'discarded' WHEN kind = 2 THEN 'cancelled' ELSE 'completed' END,
-       CASE WHEN n BETWEEN %(jobs)s / 4 AND %(jobs)s / 4 + 49 THEN 'rare' WHEN n %% 1000 = 1 THEN 'reports'
-            WHEN n %% 10 = 5 THEN 'emails' ELSE 'default' END,
-       CASE WHEN n BETWEEN %(jobs)s / 5 AND %(jobs)s / 5 + 49 THEN 'rare' WHEN n %% 20 = 5 THEN 'send_receipt'
+       CASE WHEN n BETWEEN %(jobs)s / 4 AND %(jobs)s / 4 + 49 THEN 'rare' WHEN n %% 1009 = 0 THEN 'reports'
+            WHEN n %% 11 = 0 THEN 'emails' ELSE 'default' END,
+       CASE WHEN n BETWEEN %(jobs)s / 5 AND %(jobs)s / 5 + 49 THEN 'rare' WHEN n %% 21 = 0 THEN 'send_receipt'
             ELSE 'noop' END,
        jsonb_build_object('order', n), CASE WHEN kind = 7 THEN ARRAY['customer 7'] END,
        CASE WHEN kind IN (1, 3) THEN jsonb_build_array(jsonb_build_object(
                 'attempt', 1, 'at', at, 'trace', repeat(E'  File "shop/jobs.py", line 1, in send_receipt\\n', 10),
-                'error', CASE WHEN n %% 1000 < 500 THEN 'ConnectionError: Connection refused' ELSE 'KeyError: 7' END))
+                'error', CASE WHEN n %% 17 < 8 THEN 'ConnectionError: Connection refused' ELSE 'KeyError: 7' END))
        END
   FROM job
         """,

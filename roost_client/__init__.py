@@ -35,6 +35,7 @@ from .types import (
     JobOutcome,
     JobState,
     QueueInfo,
+    RequeuedCount,
     TaskDefaults,
     WorkerInfo,
 )
@@ -60,6 +61,7 @@ __all__ = [
     "JobOutcome",
     "JobState",
     "QueueInfo",
+    "RequeuedCount",
     "WorkerInfo",
     "Explanation",
     "TaskDefaults",

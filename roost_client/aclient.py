@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Iterable, Sequence
-from datetime import datetime
+from datetime import datetime, timedelta
 from types import TracebackType
 from typing import Any, Literal, Protocol, Self, TypeVar
 from uuid import UUID
@@ -21,8 +21,8 @@ from .explain import Explanation
 from .fields import UNSET, shows_documented_defaults
 from .hooks import Hooks
 from .registry import DEFAULT_HANDLERS, HandlerRegistry
-from .statements import Statement
-from .types import AddedCount, Job, JobInsert, JobOutcome, JobState, QueueInfo, WorkerInfo
+from .statements import JobFilter, Statement
+from .types import AddedCount, Job, JobInsert, JobOutcome, JobState, QueueInfo, RequeuedCount, WorkerInfo
 from .waiting import Waiter, Waits
 
 T = TypeVar("T")
@@ -168,13 +168,19 @@ class AsyncRoost:
         *,
         queue: str | None = None,
         task: str | None = None,
-        state: str | None = None,
+        state: str | Iterable[str] | None = None,
+        tag: str | None = None,
+        older_than: timedelta | None = None,
+        newer_than: timedelta | None = None,
+        error: str | None = None,
+        archived: bool = False,
         before_id: int | None = None,
         limit: int = 50,
         conn: psycopg.AsyncConnection[Any] | None = None,
     ) -> list[Job]:
         """As Roost.list_jobs."""
-        return await self._run(statements.list_jobs(queue, task, state, before_id, limit), conn)
+        which = JobFilter(queue, task, tag, older_than, newer_than, error)
+        return await self._run(statements.list_jobs(which, state, archived, before_id, limit), conn)
 
     async def status(self, *, conn: psycopg.AsyncConnection[Any] | None = None) -> dict[str, dict[str, int]]:
         """As Roost.status."""
@@ -206,11 +212,30 @@ class AsyncRoost:
         """As Roost.request_reload."""
         return await self._run(statements.request_reload(worker_ids, hostname), conn)
 
+    async def request_drain(
+        self,
+        *,
+        worker_ids: Sequence[UUID | str] | None = None,
+        hostname: str | None = None,
+        conn: psycopg.AsyncConnection[Any] | None = None,
+    ) -> list[UUID]:
+        """As Roost.request_drain."""
+        return await self._run(statements.request_drain(worker_ids, hostname), conn)
+
     async def count_discarded(
-        self, queue: str | None = None, task: str | None = None, *, conn: psycopg.AsyncConnection[Any] | None = None
+        self,
+        queue: str | None = None,
+        task: str | None = None,
+        *,
+        tag: str | None = None,
+        older_than: timedelta | None = None,
+        newer_than: timedelta | None = None,
+        error: str | None = None,
+        conn: psycopg.AsyncConnection[Any] | None = None,
     ) -> int:
         """As Roost.count_discarded."""
-        return await self._run(statements.count_discarded(queue, task), conn)
+        which = JobFilter(queue, task, tag, older_than, newer_than, error)
+        return await self._run(statements.count_discarded(which), conn)
 
     async def requeue_discarded(
         self,
@@ -218,21 +243,19 @@ class AsyncRoost:
         task: str | None = None,
         limit: int | None = None,
         *,
-        progress: Callable[[int], object] | None = None,
+        tag: str | None = None,
+        older_than: timedelta | None = None,
+        newer_than: timedelta | None = None,
+        error: str | None = None,
+        progress: Callable[[RequeuedCount], object] | None = None,
         conn: psycopg.AsyncConnection[Any] | None = None,
-    ) -> int:
+    ) -> RequeuedCount:
         """As Roost.requeue_discarded."""
-        left = statements.requeue_limit(limit)
-        requeued = after_id = 0
-        while left > requeued:
-            most = min(left - requeued, statements.BATCH_SIZE)
-            batch, after_id = await self._run(statements.requeue_batch(queue, task, after_id, most), conn)
-            if not after_id:
-                break
-            requeued += batch
-            if progress is not None:
-                progress(requeued)
-        return requeued
+        requeue = statements.Requeue(JobFilter(queue, task, tag, older_than, newer_than, error), limit)
+        while (batch := requeue.next()) is not None:
+            if requeue.took(await self._run(batch, conn)) and progress is not None:
+                progress(requeue.done)
+        return requeue.done
 
     def worker(
         self,
@@ -275,7 +298,7 @@ async def execute(conn: psycopg.AsyncConnection[Any], statement: Statement[T]) -
     # A cursor of our own choosing: the connection's factories may be any, also server-side cursors.
     cursor = psycopg.AsyncCursor(conn, row_factory=tuple_row)
     try:
-        await cursor.execute(statement.sql, statement.parameters)
+        await cursor.execute(statement.sql, statement.parameters, prepare=statement.prepare)
         rows = await cursor.fetchall()
     except (psycopg.Error, UnicodeEncodeError) as error:
         clearer = statements.explained(error, statement.what, conn)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterable, Sequence
-from datetime import datetime
+from datetime import datetime, timedelta
 from types import TracebackType
 from typing import Any, Literal, Self, TypeVar
 from uuid import UUID
@@ -18,8 +18,8 @@ from .connections import Connections
 from .explain import Explanation
 from .fields import UNSET, shows_documented_defaults
 from .registry import DEFAULT_HANDLERS, HandlerRegistry
-from .statements import Statement
-from .types import AddedCount, Job, JobInsert, JobOutcome, JobState, QueueInfo, WorkerInfo
+from .statements import JobFilter, Statement
+from .types import AddedCount, Job, JobInsert, JobOutcome, JobState, QueueInfo, RequeuedCount, WorkerInfo
 from .waiting import Waiter, Waits
 
 T = TypeVar("T")
@@ -188,16 +188,26 @@ class Roost:
         *,
         queue: str | None = None,
         task: str | None = None,
-        state: str | None = None,
+        state: str | Iterable[str] | None = None,
+        tag: str | None = None,
+        older_than: timedelta | None = None,
+        newer_than: timedelta | None = None,
+        error: str | None = None,
+        archived: bool = False,
         before_id: int | None = None,
         limit: int = 50,
         conn: psycopg.Connection[Any] | None = None,
     ) -> list[Job]:
         """Return the newest jobs that match all filters, newest first.
 
-        For the page after, pass the id of the last one as `before_id`.
+        `state` is one or several; `tag` one of their tags. `older_than` and `newer_than` are ages of the enqueue
+        (`inserted_at`), by the database's clock. `error` is a part of the newest error's text, in letters of either
+        case. `archived`: those in the archive, which are left out otherwise. For the page after, pass the id of the
+        last one as `before_id`. Where no index leads to what a filter leaves, such as a tag that nobody has, all
+        jobs are read.
         """
-        return self._run(statements.list_jobs(queue, task, state, before_id, limit), conn)
+        which = JobFilter(queue, task, tag, older_than, newer_than, error)
+        return self._run(statements.list_jobs(which, state, archived, before_id, limit), conn)
 
     def status(self, *, conn: psycopg.Connection[Any] | None = None) -> dict[str, dict[str, int]]:
         """Count the jobs of each queue that has any by state, zeros included. Exact, so it reads all jobs."""
@@ -233,11 +243,34 @@ class Roost:
         """
         return self._run(statements.request_reload(worker_ids, hostname), conn)
 
+    def request_drain(
+        self,
+        *,
+        worker_ids: Sequence[UUID | str] | None = None,
+        hostname: str | None = None,
+        conn: psycopg.Connection[Any] | None = None,
+    ) -> list[UUID]:
+        """Ask workers to end, all or those given, and return their ids.
+
+        Each stops claiming, lets what it runs finish, however long that takes, and ends; its row is gone then. Raises
+        RoostError when no worker matches.
+        """
+        return self._run(statements.request_drain(worker_ids, hostname), conn)
+
     def count_discarded(
-        self, queue: str | None = None, task: str | None = None, *, conn: psycopg.Connection[Any] | None = None
+        self,
+        queue: str | None = None,
+        task: str | None = None,
+        *,
+        tag: str | None = None,
+        older_than: timedelta | None = None,
+        newer_than: timedelta | None = None,
+        error: str | None = None,
+        conn: psycopg.Connection[Any] | None = None,
     ) -> int:
-        """Count what requeue_discarded would requeue."""
-        return self._run(statements.count_discarded(queue, task), conn)
+        """Count what requeue_discarded would look at."""
+        which = JobFilter(queue, task, tag, older_than, newer_than, error)
+        return self._run(statements.count_discarded(which), conn)
 
     def requeue_discarded(
         self,
@@ -245,26 +278,26 @@ class Roost:
         task: str | None = None,
         limit: int | None = None,
         *,
-        progress: Callable[[int], object] | None = None,
+        tag: str | None = None,
+        older_than: timedelta | None = None,
+        newer_than: timedelta | None = None,
+        error: str | None = None,
+        progress: Callable[[RequeuedCount], object] | None = None,
         conn: psycopg.Connection[Any] | None = None,
-    ) -> int:
+    ) -> RequeuedCount:
         """Let discarded jobs start again at their first attempt, their errors kept, and return how many.
 
-        Not those whose unique_key an active job has, and of several with the same key the first only.
-        In batches, each committed by itself unless `conn` is given, so that no lock is held for long. `progress` is
-        called after each with the number so far.
+        Those that match all filters, which are those of list_jobs; `limit` is how many at most. What can't be
+        requeued is passed over, and counted in what is returned: see RequeuedCount.
+        In batches, each committed by itself unless `conn` is given, so that no lock is held for long; a call that was
+        interrupted has done what it did, and another goes on with the rest. `progress` is called after each batch with
+        the counts so far.
         """
-        left = statements.requeue_limit(limit)
-        requeued = after_id = 0
-        while left > requeued:
-            most = min(left - requeued, statements.BATCH_SIZE)
-            batch, after_id = self._run(statements.requeue_batch(queue, task, after_id, most), conn)
-            if not after_id:
-                break
-            requeued += batch
-            if progress is not None:
-                progress(requeued)
-        return requeued
+        requeue = statements.Requeue(JobFilter(queue, task, tag, older_than, newer_than, error), limit)
+        while (batch := requeue.next()) is not None:
+            if requeue.took(self._run(batch, conn)) and progress is not None:
+                progress(requeue.done)
+        return requeue.done
 
     def _run(self, statement: Statement[T], conn: psycopg.Connection[Any] | None) -> T:
         if conn is not None:
@@ -277,7 +310,7 @@ def execute(conn: psycopg.Connection[Any], statement: Statement[T]) -> T:
     # A cursor of our own choosing: the connection's factories may be any, also server-side cursors.
     cursor = psycopg.Cursor(conn, row_factory=tuple_row)
     try:
-        cursor.execute(statement.sql, statement.parameters)
+        cursor.execute(statement.sql, statement.parameters, prepare=statement.prepare)
         rows = cursor.fetchall()
     except (psycopg.Error, UnicodeEncodeError) as error:
         clearer = statements.explained(error, statement.what, conn)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import Any, TypeVar
 
 from .errors import InvalidJobError
@@ -18,6 +18,7 @@ MAX_KEY_LENGTH = 512  # characters, of four bytes at most; a btree's entry may h
 INT4_MAX = 2**31 - 1
 INT8_MAX = 2**63 - 1
 MAX_SECONDS = 31_622_400  # a year
+MAX_AGE = timedelta(days=36_525)  # a hundred years
 MAX_INTEGER_DIGITS = 4300  # what Python reads back without being told otherwise (sys.set_int_max_str_digits)
 # A day off the ends of what Python can hold, so that it can in any time zone; the database holds the same bounds.
 EARLIEST = datetime(1, 1, 2, tzinfo=UTC)
@@ -151,6 +152,15 @@ def seconds(path: str, value: object) -> float:
     if not 0 <= value <= MAX_SECONDS:  # false for NaN too
         raise Refused(path, f"must be 0 to {MAX_SECONDS} seconds, not {shown(value)}")
     return float(value)
+
+
+def age(path: str, value: object) -> str:
+    """Return how long ago something was, as a number of seconds."""
+    if not isinstance(value, timedelta):
+        raise Refused(path, f"must be a timedelta, not {shown(value)}")
+    if not timedelta() <= value <= MAX_AGE:
+        raise Refused(path, f"must be 0 to {MAX_AGE.days} days, not {value}")
+    return str(value.total_seconds())
 
 
 def tags(path: str, value: object) -> tuple[str, ...]:

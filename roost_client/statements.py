@@ -9,10 +9,10 @@ connection has.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import Any, Generic, LiteralString, NamedTuple, TypeVar
 from uuid import UUID, uuid4
 
@@ -26,7 +26,7 @@ from .errors import DuplicateUniqueJobError, InvalidJobError, JobNotFoundError, 
 from .explain import FACTS, Explanation, explanation_of, facts_of
 from .fields import DOCUMENTED_DEFAULTS, Refused
 from .registry import HandlerRegistry, HandlerSpec
-from .types import AddedCount, Job, JobInsert, JobState, QueueInfo, TaskDefaults, WorkerInfo
+from .types import AddedCount, Job, JobInsert, JobState, QueueInfo, RequeuedCount, TaskDefaults, WorkerInfo
 
 T = TypeVar("T")
 Rows = list[tuple[Any, ...]]
@@ -34,19 +34,23 @@ Rows = list[tuple[Any, ...]]
 MAX_MESSAGE_BYTES = 900_000_000  # PostgreSQL takes values of up to 1 GB
 SEPARATOR = "\x01"  # between the JSON texts of a bulk: JSON never holds it unescaped
 MIN_POLL_SECONDS = 0.01  # a waiter that looks more often than that does nobody any good
-BATCH_SIZE = 1000  # jobs that one requeue statement locks: some tens of milliseconds
+BATCH_SIZE = 1000  # jobs that one requeue statement looks at: some tens of milliseconds
 
 _NO_DEFAULTS = TaskDefaults()
 
 
 @dataclass(frozen=True, slots=True)
 class Statement(Generic[T]):
-    """`what` is what it does, for errors: "enqueue 'send_receipt'"."""
+    """`what` is what it does, for errors: "enqueue 'send_receipt'".
+
+    `prepare` False: planned anew each time, because the best plan depends on the parameters; None: as psycopg decides.
+    """
 
     what: str
     sql: LiteralString
-    parameters: Sequence[str]
+    parameters: Sequence[str] | Mapping[str, str]  # in their order, or by the names that the SQL has for them
     read: Callable[[Rows], T]
+    prepare: bool | None = None
 
 
 class Kind(NamedTuple):  # made and hashed a hundred thousand times in a bulk of which each job has its own time
@@ -389,31 +393,198 @@ def checked_wait(job_id: int, timeout: float | None, poll_interval: float) -> tu
     return checked_id, checked_timeout, checked_interval
 
 
+@dataclass(frozen=True, slots=True)
+class JobFilter:
+    """Which jobs are meant, as the caller says it; what is None means any. Ages are of the enqueue (`inserted_at`)."""
+
+    queue: str | None = None
+    task: str | None = None
+    tag: str | None = None
+    older_than: timedelta | None = None
+    newer_than: timedelta | None = None
+    error: str | None = None
+
+
+# What each state is in job_rows, alias j.
+_IS_STATE: dict[JobState, LiteralString] = {
+    JobState.AVAILABLE: "j.state = 'available' AND NOT EXISTS (SELECT FROM roost.claims c WHERE c.job_id = j.id)",
+    JobState.EXECUTING: "j.id = ANY (ARRAY(SELECT c.job_id FROM roost.claims c))",
+    JobState.RETRYABLE: "j.state = 'retryable' AND NOT EXISTS (SELECT FROM roost.claims c WHERE c.job_id = j.id)",
+    JobState.COMPLETED: "j.state = 'completed'",
+    JobState.DISCARDED: "j.state = 'discarded' AND j.discarded_at IS NOT NULL",
+    JobState.CANCELLED: "j.state = 'cancelled' AND j.cancelled_at IS NOT NULL",
+}
+_WAITING = (JobState.AVAILABLE, JobState.RETRYABLE)
+_MANY: LiteralString = "5001"  # jobs that wait: reading fewer of them, each by its id, takes up to some 10 ms
+_OLDER: LiteralString = "now() - make_interval(secs => %(older_than)s::float8)"
+_NEWER: LiteralString = "now() - make_interval(secs => %(newer_than)s::float8)"
+
+
+@dataclass(frozen=True, slots=True)
+class _Checked:
+    """A JobFilter as conditions on a row with the alias j, but for the times, and the parameters that they name."""
+
+    conditions: list[LiteralString]
+    ages: list[LiteralString]
+    parameters: dict[str, str]
+
+    def where(self, *more: LiteralString) -> LiteralString:
+        return " AND ".join([*more, *self.conditions]) or "true"
+
+
+def _check_filter(which: JobFilter) -> _Checked:
+    """Raises Refused."""
+    conditions: list[LiteralString] = []
+    ages: list[LiteralString] = []
+    parameters: dict[str, str] = {}
+    if which.queue is not None:
+        conditions.append("j.queue = %(queue)s::text")
+        parameters["queue"] = fields.name("queue", which.queue)
+    if which.task is not None:
+        conditions.append("j.task = %(task)s::text")
+        parameters["task"] = fields.name("task", which.task)
+    if which.tag is not None:
+        conditions.append("j.tags @> ARRAY[%(tag)s::text]")
+        parameters["tag"] = fields.text("tag", which.tag)
+    if which.error is not None:
+        # Of the newest error, which is the one that lists show. Not LIKE: whatever is asked for means itself.
+        conditions.append("j.errors IS NOT NULL")
+        conditions.append("strpos(lower(j.errors -> -1 ->> 'error'), lower(%(error)s::text)) > 0")
+        parameters["error"] = fields.text("error", which.error)
+        if not parameters["error"]:
+            raise Refused("error", "must have at least 1 character")
+    if which.older_than is not None:
+        ages.append(f"j.inserted_at < {_OLDER}")
+        parameters["older_than"] = fields.age("older_than", which.older_than)
+    if which.newer_than is not None:
+        ages.append(f"j.inserted_at >= {_NEWER}")
+        parameters["newer_than"] = fields.age("newer_than", which.newer_than)
+    if which.older_than is not None and which.newer_than is not None and which.older_than >= which.newer_than:
+        raise Refused(
+            "newer_than", "must be more than older_than: no job is older than the one and newer than the other"
+        )
+    return _Checked(conditions, ages, parameters)
+
+
 def list_jobs(
-    queue: str | None, task: str | None, state: str | None, before_id: int | None, limit: int
+    which: JobFilter,
+    state: str | Iterable[str] | None,
+    archived: bool,
+    before_id: int | None,
+    limit: int,
 ) -> Statement[list[Job]]:
     """Read the newest jobs that match, newest first, below `before_id`."""
-    conditions: list[LiteralString] = []
-    parameters: list[str] = []
     with _refusing("list jobs"):
-        if queue is not None:
-            conditions.append("queue = %s::text")
-            parameters.append(fields.name("queue", queue))
-        if task is not None:
-            conditions.append("task = %s::text")
-            parameters.append(fields.name("task", task))
-        if state is not None:
-            conditions.append("state = %s::text")
-            parameters.append(_state(state))
-            if parameters[-1] == JobState.EXECUTING:
-                conditions.append("id IN (SELECT job_id FROM roost.claims)")  # few, instead of all rows
+        states = _states(state)
+        if archived and any(not each.is_terminal for each in states):
+            raise Refused("state", "must be completed, discarded or cancelled with archived: no other job is there")
+        checked = _check_filter(which)
         if before_id is not None:
-            conditions.append("id < %s::bigint")
-            parameters.append(str(fields.integer("before_id", before_id, 0, fields.INT8_MAX)))
-        parameters.append(str(fields.integer("limit", limit, least=1)))
-    where: LiteralString = "WHERE " + " AND ".join(conditions) + " " if conditions else ""
-    sql: LiteralString = f"SELECT {_JOB_COLUMNS} FROM roost.jobs {where}ORDER BY id DESC LIMIT %s::integer"
-    return Statement("list jobs", sql, parameters, lambda rows: [_job(row) for row in rows])
+            checked.conditions.append("j.id < %(before_id)s::bigint")
+            checked.parameters["before_id"] = str(fields.integer("before_id", before_id, 0, fields.INT8_MAX))
+        checked.parameters["limit"] = str(fields.integer("limit", limit, least=1))
+    if archived:
+        checked.parameters["states"] = _array_text([each.value for each in states])
+        matching = checked.where(*(["j.state = ANY (%(states)s::text[])"] if states else []), *checked.ages)
+        sql: LiteralString = (
+            f"SELECT {_JOB_COLUMNS} FROM roost.jobs_archive j WHERE {matching} ORDER BY id DESC LIMIT %(limit)s::bigint"
+        )
+    else:
+        sql = f"""\
+WITH {_page(states, checked, which)}
+SELECT {_JOB_COLUMNS}
+  FROM roost.jobs WHERE id = ANY (ARRAY(SELECT id FROM page)) ORDER BY id DESC"""
+    return Statement("list jobs", sql, checked.parameters, lambda rows: [_job(row) for row in rows], prepare=False)
+
+
+def _page(states: list[JobState], checked: _Checked, which: JobFilter) -> LiteralString:
+    """The CTE `page`, of the ids that match, and what it needs.
+
+    No index names the state of a job, because its end must not change any; so each state has a way of its own to
+    where its jobs are, walks it from the newest job on, and the newest of all ways are the page. A way without an index
+    is the primary key.
+    """
+    before: list[LiteralString] = []
+    window: list[LiteralString] = []  # of ids, to which the times lead
+    ways: list[LiteralString] = []
+    if checked.ages:
+        before.append(_age_cte(which))
+    if which.older_than is not None:
+        window.append("j.id < (SELECT older FROM age)")
+    if which.newer_than is not None:
+        window.append("j.id >= (SELECT newer FROM age)")
+
+    def way(*conditions: LiteralString) -> None:
+        ways.append(
+            f"(SELECT j.id FROM roost.job_rows j WHERE {checked.where(*conditions, *window, *checked.ages)}"
+            " ORDER BY j.id DESC LIMIT %(limit)s::bigint)"
+        )
+
+    waiting = [_IS_STATE[each] for each in states if each in _WAITING]
+    if waiting:
+        # Where few wait, these are read, and not the millions that have finished since; where many wait, some are new.
+        before.append(_waiting_cte(checked, window))
+        way("(SELECT few FROM waits)", "j.id = ANY (ARRAY(SELECT job_id FROM waiting))", _any_of(waiting))
+    for each in states:
+        many: list[LiteralString] = ["NOT (SELECT few FROM waits)"] if each in _WAITING else []
+        if each is JobState.RETRYABLE:
+            many.append("j.errors IS NOT NULL")  # as it is of every job that a worker lets run again
+        way(*many, _IS_STATE[each])
+    if not states:
+        way()
+
+    # What was enqueued by a transaction that was open at the time asked for may have an id on the other side of it.
+    stated = [_any_of([_IS_STATE[each] for each in states])] if states else []
+
+    def strays(called: LiteralString) -> None:
+        ways.append(
+            f"(SELECT j.id FROM roost.strays({called}) AS s JOIN roost.job_rows j ON j.id = s.id"
+            f" WHERE {checked.where(*stated, *checked.ages)} ORDER BY j.id DESC LIMIT %(limit)s::bigint)"
+        )
+
+    if which.older_than is not None:
+        strays(f"{_OLDER}, (SELECT older FROM age), true")
+    if which.newer_than is not None:
+        strays(f"{_NEWER}, (SELECT newer FROM age), false")
+    found: LiteralString = "\n    UNION ALL\n    ".join(ways)
+    page: LiteralString = (
+        f"page AS MATERIALIZED (\n    SELECT id FROM (\n    {found}\n    ) AS found"
+        "\n     ORDER BY id DESC LIMIT %(limit)s::bigint\n)"
+    )
+    return ", ".join([*before, page])
+
+
+def _age_cte(which: JobFilter) -> LiteralString:
+    older = f"roost.id_of_time({_OLDER})" if which.older_than is not None else "NULL::bigint"
+    newer = f"roost.id_of_time({_NEWER})" if which.newer_than is not None else "NULL::bigint"
+    return f"age AS MATERIALIZED (\n    SELECT {older} AS older, {newer} AS newer\n)"
+
+
+def _waiting_cte(checked: _Checked, window: list[LiteralString]) -> LiteralString:
+    """`waiting`, the jobs in the window that wait (of many at least `_MANY`), and `waits`, whether they are few."""
+    ids = [condition.replace("j.id", "job_id") for condition in window]
+    if "before_id" in checked.parameters:
+        ids.append("job_id < %(before_id)s::bigint")
+    of_queue: list[LiteralString] = ["queue = %(queue)s::text"] if "queue" in checked.parameters else []
+    of_task: list[LiteralString] = ["task = %(task)s::text"] if "task" in checked.parameters else []
+
+    def some(table: LiteralString, *conditions: LiteralString) -> LiteralString:
+        where = " AND ".join([*conditions, *ids]) or "true"
+        return f"(SELECT job_id FROM roost.{table} WHERE {where} LIMIT {_MANY})"
+
+    return f"""\
+waiting AS MATERIALIZED (
+    {some("ready", *of_queue)}
+    UNION ALL {some("throttled", *of_queue, *of_task)}
+    UNION ALL {some("scheduled", *of_queue)}
+    UNION ALL {some("blocked", *of_queue)}
+), waits AS MATERIALIZED (
+    SELECT count(*) < {_MANY} AS few FROM waiting
+)"""
+
+
+def _any_of(conditions: Sequence[LiteralString]) -> LiteralString:
+    return "(" + " OR ".join(f"({each})" for each in conditions) + ")"
 
 
 def waiting_jobs(task: str | None, limit: int) -> Statement[list[Job]]:
@@ -553,16 +724,7 @@ SELECT json_build_object(
 def request_reload(worker_ids: Sequence[UUID | str] | None, hostname: str | None) -> Statement[UUID]:
     """Ask workers to reload; read the id of the request, which each answers in its metadata."""
     request = uuid4()
-    conditions: list[LiteralString] = []
-    parameters = [str(request)]
-    with _refusing("request a reload"):
-        if worker_ids is not None:
-            conditions.append("id = ANY (%s::uuid[])")
-            parameters.append(_array_text([_uuid(f"worker_ids[{i}]", id) for i, id in enumerate(worker_ids)]))
-        if hostname is not None:
-            conditions.append("hostname = %s::text")
-            parameters.append(fields.text("hostname", hostname))
-    where: LiteralString = "WHERE " + " AND ".join(conditions) + " " if conditions else ""
+    where, parameters = _workers("request a reload", worker_ids, hostname)
 
     def read(rows: Rows) -> UUID:
         if not rows:
@@ -576,63 +738,111 @@ WITH asked AS (
     UPDATE roost.workers SET reload_request = %s::uuid {where}RETURNING id
 )
 SELECT pg_notify('roost_reload', id::text) FROM asked""",
+        [str(request), *parameters],
+        read,
+    )
+
+
+def request_drain(worker_ids: Sequence[UUID | str] | None, hostname: str | None) -> Statement[list[UUID]]:
+    """Ask workers to end when what they run has ended; read their ids."""
+    where, parameters = _workers("request a drain", worker_ids, hostname)
+
+    def read(rows: Rows) -> list[UUID]:
+        if not rows:
+            raise RoostError("cannot request a drain: no such worker is running; see `roostctl workers`")
+        return [UUID(row[0]) for row in rows]
+
+    return Statement(
+        "request a drain",
+        f"""\
+WITH asked AS (
+    UPDATE roost.workers SET drain_requested = true {where}RETURNING id
+)
+SELECT id::text, pg_notify('roost_drain', id::text)::text FROM asked""",
         parameters,
         read,
     )
 
 
-def count_discarded(queue: str | None, task: str | None) -> Statement[int]:
-    """Count the discarded jobs of a queue and task."""
-    where, parameters = _discarded("count discarded jobs", queue, task)
-    sql: LiteralString = f"SELECT count(*) FROM roost.job_rows WHERE {where}"
-    return Statement("count discarded jobs", sql, parameters, _integer)
+def _workers(
+    what: str, worker_ids: Sequence[UUID | str] | None, hostname: str | None
+) -> tuple[LiteralString, list[str]]:
+    """The WHERE clause for workers, all or those named, and its parameters."""
+    conditions: list[LiteralString] = []
+    parameters: list[str] = []
+    with _refusing(what):
+        if worker_ids is not None:
+            conditions.append("id = ANY (%s::uuid[])")
+            parameters.append(_array_text([_uuid(f"worker_ids[{i}]", id) for i, id in enumerate(worker_ids)]))
+        if hostname is not None:
+            conditions.append("hostname = %s::text")
+            parameters.append(fields.text("hostname", hostname))
+    where: LiteralString = "WHERE " + " AND ".join(conditions) + " " if conditions else ""
+    return where, parameters
 
 
-def requeue_batch(queue: str | None, task: str | None, after_id: int, limit: int) -> Statement[tuple[int, int]]:
-    """Requeue the first discarded jobs after `after_id`; read how many, and the id of the last looked at, 0 for none.
+def count_discarded(which: JobFilter) -> Statement[int]:
+    """Count the discarded jobs that match."""
+    where, parameters = _discarded("count discarded jobs", which)
+    sql: LiteralString = f"SELECT count(*) FROM roost.job_rows j WHERE {where}"
+    return Statement("count discarded jobs", sql, parameters, _integer, prepare=False)
 
-    Jobs that another transaction holds are passed over, and those whose key an active job has.
+
+class Requeue:
+    """The statements of a requeue of discarded jobs, a batch each, and what they have done so far.
+
+    Each goes through the ids from where the one before it ended: whatever is discarded anew meanwhile is not met again.
     """
-    where, parameters = _discarded("requeue discarded jobs", queue, task)
-    sql: LiteralString = f"""\
-WITH batch AS MATERIALIZED (
-    SELECT id, unique_key FROM roost.job_rows
-     WHERE {where} AND id > %s::bigint
-     ORDER BY id LIMIT %s::integer
-       FOR UPDATE SKIP LOCKED
-), keyed AS (
-    INSERT INTO roost.unique_keys AS u (unique_key, job_id)
-    SELECT unique_key, min(id) FROM batch WHERE unique_key IS NOT NULL
-     GROUP BY unique_key ORDER BY unique_key COLLATE "C"
-    ON CONFLICT (unique_key) DO NOTHING
-    RETURNING u.job_id
-), requeued AS (
-    UPDATE roost.job_rows j
-       SET state = 'available', attempt = 0, crashes = 0, scheduled_at = now(), cancel_requested = false,
-           discarded_at = NULL
-      FROM batch
-     WHERE j.id = batch.id AND j.state = 'discarded'
-       AND (batch.unique_key IS NULL OR batch.id IN (SELECT job_id FROM keyed))
-    RETURNING j.id, j.queue, j.priority, j.scheduled_at
-), due AS (
-    INSERT INTO roost.ready (queue, priority, scheduled_at, job_id)
-    SELECT queue, priority, scheduled_at, id FROM requeued
-), told AS MATERIALIZED (
-    SELECT roost.notify_idle(queue) FROM (SELECT DISTINCT queue FROM requeued) AS queues
-)
-SELECT count(*), (SELECT coalesce(max(id), 0) FROM batch), (SELECT count(*) FROM told) FROM requeued"""
+
+    def __init__(self, which: JobFilter, limit: int | None) -> None:
+        with _refusing("requeue discarded jobs"):
+            most = fields.INT8_MAX if limit is None else fields.integer("limit", limit, 1, fields.INT8_MAX)
+        self.done = RequeuedCount(0)
+        self._which = which
+        self._most = most
+        self._after_id: int | None = -fields.INT8_MAX - 1
+
+    def next(self) -> Statement[tuple[RequeuedCount, int | None]] | None:
+        """Return the next batch, None when there is none; what it returns is for `took`."""
+        left = self._most - self.done
+        if self._after_id is None or left <= 0:
+            return None
+        return requeue_batch(self._which, self._after_id, min(left, BATCH_SIZE))
+
+    def took(self, answer: tuple[RequeuedCount, int | None]) -> bool:
+        """Take in the answer to a batch; return whether it met any job."""
+        batch, self._after_id = answer
+        self.done = self.done.plus(batch)
+        return self._after_id is not None
+
+
+def requeue_batch(which: JobFilter, after_id: int, limit: int) -> Statement[tuple[RequeuedCount, int | None]]:
+    """Requeue those of the first discarded jobs after `after_id` that can be; read the counts, and the last one's id.
+
+    They are found before any is locked: however long that takes, no lock is held meanwhile.
+    """
+    where, parameters = _discarded("requeue discarded jobs", which)
+
+    def read(rows: Rows) -> tuple[RequeuedCount, int | None]:
+        ((requeued, duplicates, dead_parents, held, last_id),) = rows
+        counts = RequeuedCount(int(requeued or 0), int(duplicates or 0), int(dead_parents or 0), int(held or 0))
+        return counts, None if last_id is None else int(last_id)
+
     return Statement(
         "requeue discarded jobs",
-        sql,
-        (*parameters, str(after_id), str(limit)),
-        lambda rows: (int(rows[0][0]), int(rows[0][1])),
+        f"""\
+WITH batch AS MATERIALIZED (
+    SELECT array_agg(found.id) AS ids, max(found.id) AS last_id
+      FROM (SELECT j.id FROM roost.job_rows j
+             WHERE {where} AND j.id > %(after_id)s::bigint ORDER BY j.id LIMIT %(limit)s::integer) AS found
+)
+SELECT r.requeued, r.duplicates, r.dead_parents, r.held, batch.last_id
+  FROM batch
+  LEFT JOIN LATERAL roost.requeue(batch.ids) AS r ON batch.ids IS NOT NULL""",
+        {**parameters, "after_id": str(after_id), "limit": str(limit)},
+        read,
+        prepare=False,
     )
-
-
-def requeue_limit(limit: int | None) -> int:
-    """Return the number of jobs to requeue at most."""
-    with _refusing("requeue discarded jobs"):
-        return fields.INT8_MAX if limit is None else fields.integer("limit", limit, 1, fields.INT8_MAX)
 
 
 C = TypeVar("C", psycopg.Connection[Any], psycopg.AsyncConnection[Any])
@@ -660,7 +870,9 @@ def explained(
     """Return a clearer error for one of a missing schema or an encoding, None for any other."""
     if isinstance(error, UnicodeEncodeError):
         return InvalidJobError(f"cannot {what}: client_encoding of conn cannot hold it: {error}", "conn")
-    is_outdated = isinstance(error, psycopg.errors.UndefinedColumn) and "awaited" in str(error)
+    is_outdated = isinstance(error, psycopg.errors.UndefinedColumn) and (
+        "awaited" in str(error) or "drain_requested" in str(error)
+    )
     missing = (psycopg.errors.InvalidSchemaName, psycopg.errors.UndefinedTable, psycopg.errors.UndefinedFunction)
     if is_outdated or (isinstance(error, missing) and "roost" in str(error)):
         return SchemaError(
@@ -805,9 +1017,21 @@ def _no_job(verb: str, job_id: int) -> JobNotFoundError:
     return JobNotFoundError(f"cannot {verb} job {job_id}: there is no such job")
 
 
-def _state(value: str) -> str:
+def _states(value: str | Iterable[str] | None) -> list[JobState]:
+    """Each state that is named, once; none for None."""
+    if value is None:
+        return []
+    states = [
+        _state(each) for each in ([value] if isinstance(value, str) or not isinstance(value, Iterable) else value)
+    ]
+    if not states:
+        raise Refused("state", "must name at least one state, or be None for any")
+    return list(dict.fromkeys(states))
+
+
+def _state(value: object) -> JobState:
     try:
-        return JobState(value).value
+        return JobState(value)  # type: ignore[arg-type]
     except ValueError:
         raise Refused("state", f"must be one of {', '.join(JobState)}, not {fields.shown(value)}") from None
 
@@ -819,17 +1043,14 @@ def _uuid(path: str, value: UUID | str) -> str:
         raise Refused(path, f"must be a UUID, not {fields.shown(value)}") from None
 
 
-def _discarded(what: str, queue: str | None, task: str | None) -> tuple[LiteralString, tuple[str, ...]]:
-    where: LiteralString = "state = 'discarded'"
-    parameters: tuple[str, ...] = ()
+def _discarded(what: str, which: JobFilter) -> tuple[LiteralString, dict[str, str]]:
+    """The condition on a row with the alias j, and its parameters.
+
+    It does not name the state, which says the same: so what an index has is enough to count them.
+    """
     with _refusing(what):
-        if queue is not None:
-            where += " AND queue = %s::text"
-            parameters += (fields.name("queue", queue),)
-        if task is not None:
-            where += " AND task = %s::text"
-            parameters += (fields.name("task", task),)
-    return where, parameters
+        checked = _check_filter(which)
+    return checked.where("j.discarded_at IS NOT NULL", *checked.ages), checked.parameters
 
 
 @contextmanager

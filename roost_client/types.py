@@ -119,6 +119,37 @@ class AddedCount(int):
         return count
 
 
+class RequeuedCount(int):
+    """How many jobs a requeue started again, and how many it passed over.
+
+    `duplicates`: an active job has their unique_key, or one that was requeued before them; `dead_parents`: they depend
+    on a job that was discarded or cancelled; `held`: another transaction has locked or changed them.
+    """
+
+    duplicates: int
+    dead_parents: int
+    held: int
+
+    def __new__(cls, requeued: int, duplicates: int = 0, dead_parents: int = 0, held: int = 0) -> Self:
+        count = super().__new__(cls, requeued)
+        count.duplicates = duplicates
+        count.dead_parents = dead_parents
+        count.held = held
+        return count
+
+    @property
+    def skipped(self) -> int:
+        return self.duplicates + self.dead_parents + self.held
+
+    def plus(self, other: RequeuedCount) -> RequeuedCount:
+        return RequeuedCount(
+            self + other,
+            self.duplicates + other.duplicates,
+            self.dead_parents + other.dead_parents,
+            self.held + other.held,
+        )
+
+
 @dataclass(frozen=True, slots=True)
 class TaskDefaults:
     """What `@job(...)` declares for a task.

@@ -17,6 +17,7 @@ import click
 @click.command(context_settings={"help_option_names": ["-h", "--help"]})
 @click.option("-c", "--config", "path", type=click.Path(path_type=Path), help="Configuration file (TOML).")
 @click.option("--check", is_flag=True, help="Validate the settings, import the handlers, print both, and exit.")
+@click.option("--json", "as_json", is_flag=True, help="With --check: print JSON, with the schema of each task.")
 @click.option("--once", is_flag=True, help="Run what is available, print how many jobs ended, and exit.")
 @click.option("--embedded", is_flag=False, flag_value="", metavar="[DIR]", help="Start a private PostgreSQL in DIR.")
 @click.option("--orphan-stale-after", metavar="SECONDS", help="As worker.orphan_stale_after in the configuration.")
@@ -26,6 +27,7 @@ import click
 def main(
     path: Path | None,
     check: bool,
+    as_json: bool,
     once: bool,
     embedded: str | None,
     orphan_stale_after: str | None,
@@ -37,6 +39,8 @@ def main(
         signal.signal(number, signal.SIG_IGN)
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGQUIT):
         signal.signal(number, lambda *_: sys.exit(0))
+    if as_json and not check:
+        raise click.UsageError("--json goes with --check")
     from roostd import serve
 
     flags = {
@@ -45,7 +49,7 @@ def main(
         "log.level": log_level,
         "log.format": log_format,
     }
-    serve.main(path, flags, check=check, once=once)
+    serve.main(path, flags, check=check, as_json=as_json, once=once)
 
 
 def _embedded_directory() -> str:

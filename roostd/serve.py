@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
+import json
 import os
 import select
 import sys
@@ -19,6 +20,7 @@ from roost_client import SchemaError
 from roost_client.schema import apply_migrations
 from roostd import log
 from roostd.config import Config, ConfigError, LoadedConfig, describe, load
+from roostd.config import as_json as settings_as_json
 from roostd.core.timetable import Entry
 from roostd.embedded import EmbeddedError, EmbeddedPostgres
 from roostd.master.run import EXIT_CONFIG, EXIT_UNAVAILABLE, HandlersError, Master, StartError
@@ -27,7 +29,7 @@ from roostd.master.templates import TemplateProcess
 _log = structlog.get_logger()
 
 
-def main(path: Path | None, flags: dict[str, Any], *, check: bool, once: bool) -> None:
+def main(path: Path | None, flags: dict[str, Any], *, check: bool, as_json: bool, once: bool) -> None:
     """Runs the daemon with the settings of `path` and `flags` (by dotted key); ends the process where it can't."""
 
     def read() -> LoadedConfig:
@@ -39,7 +41,7 @@ def main(path: Path | None, flags: dict[str, Any], *, check: bool, once: bool) -
         _fail(f"roostd: {error}", EXIT_CONFIG)
     log.configure(loaded.config.log.level, loaded.config.log.format)
     if check:
-        sys.exit(_check(loaded))
+        sys.exit(_check(loaded, as_json))
     for warning in loaded.warnings:
         _log.warning("config.warning", warning=warning)
     try:
@@ -82,12 +84,13 @@ def _migrate(dsn: str) -> None:
         raise StartError(str(error), EXIT_CONFIG) from error
 
 
-def _check(loaded: LoadedConfig) -> int:
+def _check(loaded: LoadedConfig, as_json: bool) -> int:
     """Prints the settings and the tasks that the handler modules register; returns the exit code."""
-    click.echo(describe(loaded))
+    if not as_json:
+        click.echo(describe(loaded))
     for warning in loaded.warnings:
         click.echo(f"warning: {warning}", err=True)
-    report = _import_handlers(loaded.config)
+    report = _import_handlers(loaded.config, as_json)
     for warning in report.get("warnings", []):
         click.echo(f"warning: {warning}", err=True)
     if report["op"] != "ready":
@@ -96,6 +99,10 @@ def _check(loaded: LoadedConfig) -> int:
         error = _with_fix(report["error"], loaded) if report.get("handlers", True) else report["error"]
         click.echo(f"roostd: {error}", err=True)
         return EXIT_CONFIG
+    if as_json:
+        found = {"settings": settings_as_json(loaded), "tasks": report["described"], "cron": report["cron"]}
+        click.echo(json.dumps(found, default=str))
+        return 0
     click.echo(f"# tasks: {', '.join(report['tasks']) or 'none'}")
     for entry in map(Entry.from_json, report["cron"]):
         state = "" if entry.enabled else ", not enabled"
@@ -109,10 +116,10 @@ def _with_fix(error: str, loaded: LoadedConfig) -> str:
     return f"{error}; correct the code, or {key} from {loaded.origins[key]} and handlers.pythonpath"
 
 
-def _import_handlers(config: Config) -> dict[str, Any]:
+def _import_handlers(config: Config, describe: bool) -> dict[str, Any]:
     """What a template process says of the handlers: as a reload would find them, in a process of their own."""
     reports: list[dict[str, Any]] = []
-    template = TemplateProcess(1, config)
+    template = TemplateProcess(1, config, describe=describe)
     try:
         poll = select.poll()
         poll.register(template.fileno(), select.POLLIN)

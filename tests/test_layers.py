@@ -13,7 +13,7 @@ from typing import NamedTuple
 import pytest
 
 REPOSITORY = Path(__file__).parents[1]
-STANDARD = set(sys.stdlib_module_names)
+STANDARD = set(sys.stdlib_module_names) | {"annotationlib"}  # which is there from Python 3.14 on
 
 # Each part of the project, from the bottom up: the parts it may import besides itself, and the libraries besides
 # Python's own.
@@ -33,7 +33,7 @@ LAYERS: dict[str, tuple[set[str], set[str]]] = {
     "embedded": (set(), set()),
     # 3: the processes
     "child": ({"lines", "core", "wire", "linux", "roost_client"}, {"pydantic", "setproctitle"}),
-    "template": ({"child", "core", "wire", "linux", "roost_client"}, {"setproctitle"}),
+    "template": ({"child", "core", "wire", "linux", "roost_client"}, {"pydantic", "pydantic_core", "setproctitle"}),
     "master": (
         {"store", "config", "log", "sdnotify", "core", "wire", "linux", "roost_client"},
         {"psycopg", "setproctitle", "structlog"},

@@ -16,7 +16,7 @@ Must not import handlers: settings are read by processes that run no user code.
 
 from roostd.config.dsn import redact_dsn
 from roostd.config.reading import LoadedConfig, load
-from roostd.config.report import describe
+from roostd.config.report import as_json, describe
 from roostd.config.settings import (
     Config,
     ConfigError,
@@ -40,6 +40,7 @@ __all__ = [
     "PoolConfig",
     "RetryPolicy",
     "WorkerConfig",
+    "as_json",
     "describe",
     "load",
     "redact_dsn",

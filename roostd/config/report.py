@@ -19,6 +19,14 @@ def describe(loaded: LoadedConfig) -> str:
     return "\n".join(f"{key} = {_spell(key, value)}   # {loaded.origins[key]}" for key, value in flatten(loaded.config))
 
 
+def as_json(loaded: LoadedConfig) -> dict[str, dict[str, Any]]:
+    """The same, by key."""
+    return {
+        key: {"value": redact_dsn(value) if key == "database.dsn" and value else value, "origin": loaded.origins[key]}
+        for key, value in flatten(loaded.config)
+    }
+
+
 def flatten(config: Config) -> Iterator[tuple[str, Any]]:
     """Each setting under its dotted key; of a retry policy only what its strategy takes, of cron only what is given."""
     for section in dataclasses.fields(config):

@@ -2,7 +2,8 @@
 
     command    options that all commands share, and the database they lead to
     output     tables, lines and JSON: pretty on a terminal, plain off it
-    queues, status, jobs, explain, changes, enqueue, cron, workers, migrate, doctor, demo
+    filters    which jobs are meant
+    queues, status, jobs, explain, changes, enqueue, cron, workers, tasks, migrate, completion, doctor, demo
                the commands, one file a group
 
 Data goes to stdout, messages to stderr. Must not import the daemon's parts: all goes through the database.
@@ -20,7 +21,21 @@ import psycopg
 
 from roost_client import InvalidJobError, RoostError, SchemaError
 from roostd.config import ConfigError
-from roostd.ctl import changes, cron, demo, doctor, enqueue, explain, jobs, migrate, queues, status, workers
+from roostd.ctl import (
+    changes,
+    completion,
+    cron,
+    demo,
+    doctor,
+    enqueue,
+    explain,
+    jobs,
+    migrate,
+    queues,
+    status,
+    tasks,
+    workers,
+)
 from roostd.ctl.command import EXIT_CONFIG, EXIT_NOTHING, EXIT_UNAVAILABLE, EXIT_USAGE, Failure, common_options
 from roostd.ctl.output import note, one_line
 
@@ -36,7 +51,9 @@ def roostctl() -> None:
     """
 
 
-for module in (status, queues, jobs, explain, changes, enqueue, cron, workers, migrate, doctor, demo):
+for module in (
+    status, queues, jobs, explain, changes, enqueue, cron, workers, tasks, migrate, completion, doctor, demo,
+):  # fmt: skip
     for each in module.COMMANDS:
         roostctl.add_command(each)
 
@@ -46,6 +63,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     for stream in (sys.stdout, sys.stderr):
         # A task may be called anything, and the terminal may not have the characters for it.
         getattr(stream, "reconfigure", lambda **_: None)(errors="backslashreplace")
+    if (answered := completion.answer(roostctl)) is not None:
+        return answered
     try:
         # Not click's own main(), which ends the process itself when a pipe breaks.
         with roostctl.make_context("roostctl", list(sys.argv[1:] if arguments is None else arguments)) as context:

@@ -8,16 +8,19 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable
+from typing import Any
 
 import click
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeRemainingColumn
 
-from roost_client import DuplicateUniqueJobError, JobNotFoundError, JobState, JobStateError, Roost
-from roostd.ctl.command import EXIT_NOTHING, Failure, Invocation, command
+from roost_client import DuplicateUniqueJobError, JobNotFoundError, JobState, JobStateError, RequeuedCount, Roost
+from roost_client.fields import INT8_MAX
+from roostd.ctl.command import EXIT_NOTHING, Failure, Invocation, command, confirm
+from roostd.ctl.filters import JOB_ID, filter_options
 from roostd.ctl.output import note, print_json, print_table
 
-_ids = click.argument("job_ids", metavar="ID...", type=int, nargs=-1, required=True)
+_ids = click.argument("job_ids", metavar="ID...", type=JOB_ID, nargs=-1, required=True)
 
 
 @command("cancel")
@@ -48,25 +51,33 @@ def retry(invocation: Invocation, job_ids: tuple[int, ...], with_dependents: boo
 
 @command("requeue")
 @click.option("--discarded", is_flag=True, help="Those that are discarded; there are no others yet, but say so.")
-@click.option("--queue", help="Only this queue's.")
-@click.option("--task", help="Only this task's.")
+@filter_options
+@click.option("--limit", type=click.IntRange(1, INT8_MAX), help="How many at most, the oldest first.")
 @click.option("--yes", is_flag=True, help="Don't ask.")
-@click.option("--dry-run", is_flag=True, help="Only say how many there are.")
+@click.option("--dry-run", is_flag=True, help="Only say how many there are, and some of their ids.")
 def requeue(
-    invocation: Invocation, discarded: bool, queue: str | None, task: str | None, yes: bool, dry_run: bool
+    invocation: Invocation, discarded: bool, limit: int | None, yes: bool, dry_run: bool, **filters: Any
 ) -> int:
-    """Let all discarded jobs start again at their first attempt."""
+    """Let all discarded jobs start again at their first attempt.
+
+    In batches, so that no lock is held for long. Interrupted, it has done what it did; started again, it goes on. A job
+    is skipped whose unique key an active one has, that depends on a dead one, or that another transaction holds.
+    """
     if not discarded:
         raise click.UsageError("say which jobs: --discarded")
     with invocation.client() as roost:
-        count = roost.count_discarded(queue, task)
+        count = roost.count_discarded(**filters)
         if not count:
             raise Failure("cannot requeue: no discarded job matches")
+        count = min(count, limit or count)
         if dry_run:
-            _print_count(invocation, "would requeue", count)
+            _print_dry_run(
+                invocation, count, [job.id for job in roost.list_jobs(state="discarded", limit=10, **filters)]
+            )
             return 0
-        if not yes and not _is_confirmed(f"Requeue {count} discarded jobs?"):
-            raise Failure("nothing was changed; --yes requeues without a question")
+        if not yes:
+            confirm(f"Requeue {count} discarded jobs?", f"requeue {count} discarded jobs")
+        done = RequeuedCount(0)
         with Progress(
             BarColumn(),
             MofNCompleteColumn(),
@@ -75,9 +86,19 @@ def requeue(
             disable=not sys.stderr.isatty(),
         ) as progress:
             bar = progress.add_task("requeue", total=count)
-            requeued = roost.requeue_discarded(queue, task, progress=lambda done: progress.update(bar, completed=done))
-    _print_count(invocation, "requeued", requeued)
-    return 0
+
+            def show(so_far: RequeuedCount) -> None:
+                nonlocal done
+                done = so_far
+                progress.update(bar, completed=so_far + so_far.skipped)
+
+            try:
+                done = roost.requeue_discarded(limit=limit, progress=show, **filters)
+            except KeyboardInterrupt:
+                note(f"{_jobs(done)} were requeued before")
+                raise
+    _print_requeued(invocation, done)
+    return 0 if done else EXIT_NOTHING
 
 
 COMMANDS = (cancel, retry, requeue)
@@ -98,16 +119,30 @@ def _change_each(invocation: Invocation, job_ids: tuple[int, ...], change: Calla
     return 0 if len(done) == len(job_ids) else EXIT_NOTHING
 
 
-def _print_count(invocation: Invocation, outcome: str, count: int) -> None:
+def _print_dry_run(invocation: Invocation, count: int, sample: list[int]) -> None:
     if invocation.json:
-        print_json({"outcome": outcome, "jobs": count})
+        print_json({"outcome": "would requeue", "jobs": count, "sample": sample})
     else:
-        click.echo(f"{outcome} {count} job{'s' if count != 1 else ''}")
+        click.echo(f"would requeue {_jobs(count)}, such as {', '.join(map(str, sample))}")
 
 
-def _is_confirmed(question: str) -> bool:
-    try:
-        return click.confirm(question, err=True)
-    except click.Abort:  # there is nobody to answer
-        click.echo(err=True)
-        return False
+def _print_requeued(invocation: Invocation, done: RequeuedCount) -> None:
+    skipped = {name: getattr(done, name) for name in _SKIPPED}
+    if invocation.json:
+        print_json({"outcome": "requeued", "jobs": int(done), "skipped": skipped})
+        return
+    click.echo(f"requeued {_jobs(done)}")
+    for name, reason in _SKIPPED.items():
+        if skipped[name]:
+            click.echo(f"skipped {_jobs(skipped[name])}: {reason}")
+
+
+_SKIPPED = {
+    "duplicates": "an active job has their unique key",
+    "dead_parents": "a job that they depend on was discarded or cancelled",
+    "held": "another transaction holds them or has changed them",
+}
+
+
+def _jobs(count: int) -> str:
+    return f"{int(count)} job{'s' if count != 1 else ''}"

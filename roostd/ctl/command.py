@@ -7,6 +7,9 @@ from __future__ import annotations
 
 import functools
 import os
+import shutil
+import sys
+import sysconfig
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -102,3 +105,20 @@ def command(name: str) -> Callable[[Callable[..., int | None]], click.Command]:
         return click.command(name)(common_options(run))
 
     return decorate
+
+
+def find_roostd(what: str) -> str:
+    """The daemon's command, which is installed with this one; `what` it is wanted for. Raises Failure."""
+    beside = Path(sysconfig.get_path("scripts")) / "roostd"
+    found = str(beside) if beside.exists() else shutil.which("roostd")
+    if found is None:
+        raise Failure(f"cannot {what}: there is no {beside}; install the package", EXIT_CONFIG)
+    return found
+
+
+def confirm(question: str, what: str) -> None:
+    """Ask before a change of many things. Raises Failure where the answer is no, or nobody is there to answer."""
+    if not sys.stdin.isatty():
+        raise Failure(f"cannot {what} without a question, and no terminal is there to ask on: pass --yes", EXIT_USAGE)
+    if not click.confirm(question, err=True):
+        raise Failure("nothing was changed; --yes goes ahead without a question")

@@ -8,6 +8,7 @@ from typing import Any, Literal
 
 import click
 
+from roostd.ctl import completion
 from roostd.ctl.command import Invocation, command
 from roostd.ctl.output import print_json
 
@@ -34,9 +35,9 @@ def _read_time(context: click.Context, parameter: click.Parameter, text: str | N
 
 
 @command("enqueue")
-@click.argument("task")
+@click.argument("task", shell_complete=completion.tasks)
 @click.option("--args", metavar="JSON", callback=_read_args, help="The arguments, a JSON object.")
-@click.option("--queue", default="default", show_default=True)
+@click.option("--queue", default="default", show_default=True, shell_complete=completion.queues)
 @click.option("--priority", type=int, default=0, show_default=True, help="The lower runs first.")
 @click.option("--max-attempts", type=int, default=20, show_default=True)
 @click.option("--at", metavar="TIME", callback=_read_time, help="When it is due, in ISO 8601 (default: now).")

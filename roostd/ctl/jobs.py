@@ -4,26 +4,39 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterator
+from typing import Any
 
 import click
 
 from roost_client import Job, JobState
+from roost_client.fields import INT4_MAX
 from roostd.ctl.command import EXIT_NOTHING, Invocation, command
+from roostd.ctl.filters import JOB_ID, filter_options
 from roostd.ctl.output import compact_json, note, print_json, print_table, printable, shorten, time_text
 
 
 @command("jobs")
-@click.option("--queue", help="Only this queue's.")
-@click.option("--task", help="Only this task's.")
-@click.option("--state", type=click.Choice([state.value for state in JobState]), help="Only those in this state.")
-@click.option("--before", metavar="ID", type=int, help="Only those with a lower id: the page after.")
-@click.option("--limit", type=click.IntRange(min=1), default=50, show_default=True, help="How many.")
+@filter_options
+@click.option(
+    "--state",
+    "states",
+    type=click.Choice([state.value for state in JobState]),
+    multiple=True,
+    help="Only those in this state; may be given more than once.",
+)
+@click.option("--archived", is_flag=True, help="Those in the archive, which are left out otherwise.")
+@click.option("--before", metavar="ID", type=JOB_ID, help="Only those with a lower id: the page after.")
+@click.option("--limit", type=click.IntRange(1, INT4_MAX), default=50, show_default=True, help="How many.")
 def jobs(
-    invocation: Invocation, queue: str | None, task: str | None, state: str | None, before: int | None, limit: int
+    invocation: Invocation, states: tuple[str, ...], archived: bool, before: int | None, limit: int, **filters: Any
 ) -> int:
-    """List jobs, newest first."""
+    """List jobs, newest first.
+
+    Ages are of the enqueue, by the database's clock. A filter to which no index leads, such as a tag that nobody has,
+    has all jobs read; --newer-than bounds that.
+    """
     with invocation.client() as roost:
-        found = roost.list_jobs(queue=queue, task=task, state=state, before_id=before, limit=limit)
+        found = roost.list_jobs(state=states or None, archived=archived, before_id=before, limit=limit, **filters)
     if invocation.json:
         print_json(found)
     elif found:
@@ -43,7 +56,7 @@ def jobs(
 
 
 @command("show")
-@click.argument("job_id", metavar="ID", type=int)
+@click.argument("job_id", metavar="ID", type=JOB_ID)
 def show(invocation: Invocation, job_id: int) -> None:
     """Show a job: its arguments, its result, its errors with their tracebacks."""
     with invocation.client() as roost:

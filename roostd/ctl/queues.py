@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import click
 
+from roostd.ctl import completion
 from roostd.ctl.command import Invocation, command
 from roostd.ctl.output import note, print_json, print_table
 
-_names = click.argument("names", metavar="QUEUE...", nargs=-1, required=True)
+_names = click.argument("names", metavar="QUEUE...", nargs=-1, required=True, shell_complete=completion.queues)
 
 
 @command("pause")

@@ -1,6 +1,6 @@
-"""workers, reload: who runs the jobs, and telling them to read their settings and handlers anew.
+"""workers, reload, drain: who runs the jobs, telling them to read their settings and handlers anew, and to end.
 
-A reload is asked for, and its verdict read, in the worker's row, so it works from any host that reaches the database.
+Each is asked for, and its verdict read, in the worker's row, so it works from any host that reaches the database.
 """
 
 from __future__ import annotations
@@ -17,10 +17,26 @@ import click
 import psycopg
 
 from roost_client import Roost, WorkerInfo
+from roostd.ctl import completion
 from roostd.ctl.command import EXIT_NOTHING, Failure, Invocation, command
-from roostd.ctl.output import print_json, print_table
+from roostd.ctl.output import note, print_json, print_table
 
 _POLL_SECONDS = 0.1
+
+_named = click.option(
+    "--worker",
+    "names",
+    metavar="NAME|ID",
+    multiple=True,
+    shell_complete=completion.workers,
+    help="Only this worker; may be given more than once.",
+)
+_host = click.option(
+    "--host",
+    metavar="HOST",
+    shell_complete=completion.hosts,
+    help="The workers on this host (default: on the one this runs on).",
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,17 +104,14 @@ class Verdict:
 
 
 @command("reload")
-@click.option("--worker", "names", metavar="NAME|ID", multiple=True, help="Only this worker.")
-@click.option("--host", metavar="HOST", help="The workers on this host (default: on the one this runs on).")
+@_named
+@_host
 @click.option("--timeout", metavar="SECONDS", type=click.FloatRange(min=0), default=90.0, show_default=True)
 def reload(invocation: Invocation, names: tuple[str, ...], host: str | None, timeout: float) -> int:
     """Have workers read their settings and handlers anew, and wait for their verdicts."""
     stale_after = timedelta(seconds=invocation.settings().worker.orphan_stale_after)
     with invocation.connect() as conn, invocation.client() as roost:
-        meant = [seen for seen in read_workers(roost, conn) if _is_meant(seen.worker, names, host)]
-        if not meant:
-            whom = f"named {' or '.join(names)}" if names else f"on host {host or socket.gethostname()}"
-            raise Failure(f"cannot reload: there is no worker {whom}; see roostctl workers, and name others by --host")
+        meant = _meant("reload", read_workers(roost, conn), names, host)
         verdicts = [_skipped(seen, stale_after) for seen in meant if seen.silent > stale_after]
         if asked := [seen.worker for seen in meant if seen.silent <= stale_after]:
             request = roost.request_reload(worker_ids=[worker.id for worker in asked])
@@ -113,7 +126,105 @@ def reload(invocation: Invocation, names: tuple[str, ...], host: str | None, tim
     return 0 if asked and all(verdict.ok or verdict.skipped for verdict in verdicts) else EXIT_NOTHING
 
 
-COMMANDS = (workers, reload)
+@dataclass(frozen=True, slots=True)
+class Drain:
+    """How far a worker's drain is; `outcome` is requested, drained, running (it did not end in time), or skipped."""
+
+    worker: str
+    hostname: str
+    pid: int
+    outcome: str
+    running: int
+    error: str | None = None
+
+
+@command("drain")
+@_named
+@_host
+@click.option("--wait", is_flag=True, help="Until they have ended.")
+@click.option(
+    "--timeout", metavar="SECONDS", type=click.FloatRange(min=0), help="How long to wait (default: for ever)."
+)
+def drain(invocation: Invocation, names: tuple[str, ...], host: str | None, wait: bool, timeout: float | None) -> int:
+    """Have workers end when the jobs that they run have, however long that takes, and start no others.
+
+    What they have claimed and not started goes back. A worker's exit status is 0, which systemd does not restart.
+    """
+    if timeout is not None and not wait:
+        raise click.UsageError("--timeout is of no use without --wait")
+    stale_after = timedelta(seconds=invocation.settings().worker.orphan_stale_after)
+    with invocation.connect() as conn, invocation.client() as roost:
+        meant = _meant("drain", read_workers(roost, conn), names, host)
+        skipped = [_dead(seen, stale_after) for seen in meant if seen.silent > stale_after]
+        asked = [seen.worker for seen in meant if seen.silent <= stale_after]
+        if asked:
+            roost.request_drain(worker_ids=[worker.id for worker in asked])
+        if wait:
+            drains = _wait_for_ends(roost, conn, asked, stale_after, timeout)
+        else:
+            drains = [_drain(worker, "requested") for worker in asked]
+    if invocation.json:
+        print_json(drains + skipped)
+    else:
+        print_table(
+            ("WORKER", "HOST", "PID", "DRAIN", "RUNNING", "ERROR"),
+            [(d.worker, d.hostname, d.pid, d.outcome, d.running, d.error) for d in drains + skipped],
+        )
+    return 0 if asked and all(each.error is None for each in drains) else EXIT_NOTHING
+
+
+COMMANDS = (workers, reload, drain)
+
+
+def _meant(verb: str, found: list[SeenWorker], names: tuple[str, ...], host: str | None) -> list[SeenWorker]:
+    meant = [seen for seen in found if _is_meant(seen.worker, names, host)]
+    if not meant:
+        whom = f"named {' or '.join(names)}" if names else f"on host {host or socket.gethostname()}"
+        raise Failure(f"cannot {verb}: there is no worker {whom}; see roostctl workers, and name others by --host")
+    return meant
+
+
+def _wait_for_ends(
+    roost: Roost,
+    conn: psycopg.Connection[Any],
+    asked: list[WorkerInfo],
+    stale_after: timedelta,
+    timeout: float | None,
+) -> list[Drain]:
+    """The drains in the order of `asked`, ended but for those that are late or dead. Says how many jobs still run."""
+    deadline = None if timeout is None else time.monotonic() + timeout
+    said = -1
+    while True:
+        present = {seen.worker.id: seen for seen in read_workers(roost, conn)}
+        left = [present[worker.id] for worker in asked if worker.id in present]
+        living = [seen for seen in left if seen.silent <= stale_after]
+        is_late = deadline is not None and time.monotonic() >= deadline
+        if not living or is_late:
+            break
+        running = sum(seen.worker.inflight for seen in living)
+        if running != said:
+            note(f"{running} job{'s' if running != 1 else ''} still run on {len(living)} of {len(asked)} workers")
+            said = running
+        time.sleep(_POLL_SECONDS)
+    drains = []
+    for worker in asked:
+        seen = present.get(worker.id)
+        if seen is None:
+            drains.append(_drain(worker, "drained", 0))
+        elif seen.silent > stale_after:
+            drains.append(dataclasses.replace(_dead(seen, stale_after), outcome="failed"))
+        else:
+            late = _drain(seen.worker, "running")
+            drains.append(dataclasses.replace(late, error=f"has not ended within {timeout:g} s; it goes on draining"))
+    return drains
+
+
+def _drain(worker: WorkerInfo, outcome: str, running: int | None = None) -> Drain:
+    return Drain(worker.name, worker.hostname, worker.pid, outcome, worker.inflight if running is None else running)
+
+
+def _dead(seen: SeenWorker, stale_after: timedelta) -> Drain:
+    return dataclasses.replace(_drain(seen.worker, "skipped"), error=_silence(seen, stale_after))
 
 
 def _is_meant(worker: WorkerInfo, names: tuple[str, ...], host: str | None) -> bool:
@@ -159,11 +270,14 @@ def _outcome(verdict: Verdict) -> str:
 
 def _skipped(seen: SeenWorker, stale_after: timedelta) -> Verdict:
     """Of a worker that its peers take for dead: nobody would answer."""
-    error = (
+    return dataclasses.replace(_failed(seen.worker, _silence(seen, stale_after)), skipped=True)
+
+
+def _silence(seen: SeenWorker, stale_after: timedelta) -> str:
+    return (
         f"dead: not heard of for {seen.silent.total_seconds():.0f} s, "
         f"and worker.orphan_stale_after is {stale_after.total_seconds():g} s"
     )
-    return dataclasses.replace(_failed(seen.worker, error), skipped=True)
 
 
 def _failed(worker: WorkerInfo, error: str) -> Verdict:

@@ -362,8 +362,10 @@ class Claimer:
     async def _say_idle(self) -> None:
         """Tells enqueuers which queues want hints, when that has changed or may have been lost."""
         worker_id = self._worker_id()
-        listening = [] if self._is_deaf() else [run for run in self._pools.values() if run.demand.wants_hints]
-        queues = frozenset(queue for run in listening for queue in run.config.queues)
+        hinted = () if self._is_deaf() else self._pools.values()
+        queues = frozenset(
+            queue for run in hinted if run.demand.wants_hints and not run.pool.draining for queue in run.config.queues
+        )
         said = (worker_id, self._link.connects, queues)
         if said != self._idle_said:
             await self._link.run(lambda conn: statements.set_idle(conn, worker_id, sorted(queues)))

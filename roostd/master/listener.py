@@ -1,4 +1,4 @@
-"""Hears of new jobs, cancels, paused queues and reload requests. All of it hints: see core/demand.py.
+"""Hears of new jobs, cancels, paused queues, reload and drain requests. All of it hints: see core/demand.py.
 
 A connection that is dead but open is found out by asking it something now and then; what was missed meanwhile the
 polls and the heartbeat bring in. They carry all of it where nothing can be heard: behind a pooler a LISTEN would be
@@ -17,7 +17,7 @@ from psycopg import AsyncConnection, Notify
 
 from roostd.master.database import DatabaseGone, Link
 
-CHANNELS = ("roost_inserted", "roost_cancel_requested", "roost_queue_changed", "roost_reload")
+CHANNELS = ("roost_inserted", "roost_cancel_requested", "roost_queue_changed", "roost_reload", "roost_drain")
 PROOF_CHANNEL = "roost_heard"
 CHECK_SECONDS = 15.0
 DEAF_SECONDS = 60.0  # until it is tried again where nothing could be heard

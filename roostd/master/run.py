@@ -61,6 +61,7 @@ _EARLY_CANCEL_SECONDS = 10.0
 _MAX_UNWRITTEN = 5_000  # outcomes that wait to be written before no more jobs are claimed
 _MAX_SPAWNING = 32  # asked for at a time: master and template must not wait for each other with full sockets
 _SPAWN_SECONDS = 30.0  # for a fork, which takes milliseconds, to be answered
+_DRAINING = "the worker is draining: it ends when its jobs have"
 _log = structlog.get_logger()
 
 
@@ -122,6 +123,7 @@ class Master:
         self._reload_after_start = False
         self._tick_timer: asyncio.TimerHandle | None = None
         self._tick_at = 0.0
+        self._draining = False
         self._stopping = False
         self._stop = asyncio.Event()
         self._quit = asyncio.Event()
@@ -142,6 +144,30 @@ class Master:
         if self._stop.is_set():
             self._quit.set()
         self._stop.set()
+
+    def request_drain(self) -> None:
+        """Starts no more jobs, lets those that run finish, however long that takes, then ends.
+
+        Until then it is no stop: systemd is told of none, whose patience has an end, and the heart beats on. A stop
+        meanwhile is what it always is.
+        """
+        if self._ending:
+            return
+        self._draining = True
+        _log.info("drain.requested", **self._counts())
+        if (candidate := self._generations.candidate) is not None:
+            self._fail_generation(candidate, _DRAINING)
+        for run in self._pools.values():
+            run.pool.drain()
+            self._perform(run)
+        self._arm_tick()
+        self._notifier.status(self._status())
+        self._heart.beat_now()  # says so
+        self._check_all_gone()
+
+    @property
+    def _ending(self) -> bool:
+        return self._draining or self._stopping
 
     async def run(self, *, once: bool = False) -> int:
         """Runs jobs until stopped, or, with `once`, until none is left that may run now; returns how many ended.
@@ -471,7 +497,7 @@ class Master:
 
     def _resize_first_pool(self, change: int) -> None:
         run = next(iter(self._pools.values()), None)
-        if run is None or self._stopping:
+        if run is None or self._ending:
             return
         run.pool.resize(max(1, run.pool.size + change))
         _log.info("pool.resized", pool=run.config.name, children=run.pool.size)
@@ -493,7 +519,9 @@ class Master:
 
     def request_reload(self) -> None:
         """Reads settings and handlers anew; if they are no good, everything goes on as it is."""
-        if self._stopping:
+        if self._draining:
+            _log.warning("reload.refused", reason=_DRAINING)
+        if self._ending:
             return
         if self._first_import is None or not self._first_import.done():
             self._reload_after_start = True  # what was read until now may be older than the request
@@ -564,7 +592,7 @@ class Master:
 
     def _on_imported(self, template: TemplateProcess, message: dict[str, Any]) -> None:
         template.ready = True
-        if self._stopping or not self._generations.ready(template.generation):
+        if self._ending or not self._generations.ready(template.generation):
             return
         if self._import_timer:
             self._import_timer.cancel()
@@ -618,13 +646,17 @@ class Master:
         if not self._stopping:
             self._notifier.ready(self._status())
         requests, self._answering = self._answering, []
+        self._answer_requests(requests, error)
+        if self._generations.wants_another() and not self._ending:
+            self._reload()
+        elif self._generations.current not in self._templates and not self._ending:
+            self._loop.call_later(5.0, self.request_reload)
+
+    def _answer_requests(self, requests: list[str], error: str | None) -> None:
+        generation = self._generations.current
         for request in requests:  # the last answer stays: that to the last request, which the row names too
             verdict = {"request": request, "ok": error is None, "error": error or "", "generation": generation}
             self._loop.create_task(self._answer_reload(verdict))
-        if self._generations.wants_another() and not self._stopping:
-            self._reload()
-        elif self._generations.current not in self._templates and not self._stopping:
-            self._loop.call_later(5.0, self.request_reload)
 
     async def _answer_reload(self, verdict: dict[str, Any]) -> None:
         if verdict["ok"]:
@@ -650,7 +682,7 @@ class Master:
             self._bury(key, None)
         if self._generations.candidate == template.generation:
             self._fail_generation(template.generation, f"the process that imports the handlers {how}")
-        elif was_current and not self._stopping:
+        elif was_current and not self._ending:
             _log.error("template.died", generation=template.generation, how=how)
             if self._generations.candidate is None:
                 self._begin_generation(self._config)
@@ -826,15 +858,19 @@ class Master:
         if expected:
             self._fruitless = 0
             self._spawn_missing()
-        elif not self._stopping and run.pool.missing_children():
+        elif not self._ending and run.pool.missing_children():
             self._respawn_later()
         self._forget_empty_pools(self._config)
         self._drop_unused_templates()
         self._check_all_gone()
 
     def _check_all_gone(self) -> None:
-        if self._stopping and not self._children and not self._spawning:
+        if not self._ending or self._children or self._spawning:
+            return
+        if self._stopping:
             self._all_gone.set()
+        else:  # drained: what is left of the end is that of any stop
+            self._stop.set()
 
     def _reap(self) -> None:
         if not self._owns_process:
@@ -994,7 +1030,7 @@ class Master:
             case "roost_cancel_requested":
                 with contextlib.suppress(ValueError):  # anyone may send anything
                     self._cancel(int(payload))
-            case "roost_queue_changed" | "roost_reload":
+            case "roost_queue_changed" | "roost_reload" | "roost_drain":
                 self._heart.beat_now()
 
     async def _notify(self, channel: str, payload: str) -> None:
@@ -1036,6 +1072,11 @@ class Master:
             _log.info("reload.requested", request=request)
             self._reload_requests.append(request)
             self.request_reload()
+        if beat.drain_requested:
+            self.request_drain()
+        if self._draining and self._reload_requests:
+            requests, self._reload_requests = self._reload_requests, []
+            self._answer_requests(requests, _DRAINING)
 
     def _cancel(self, job_id: int) -> None:
         self._early_cancels.pop(job_id, None)
@@ -1120,7 +1161,7 @@ class Master:
         }
 
     def _status(self) -> str:
-        state = "draining" if self._stopping else "running"
+        state = "draining" if self._ending else "running"
         return f"{state}: " + ", ".join(f"{name} {number}" for name, number in self._counts().items())
 
     def _metadata(self) -> dict[str, Any]:
@@ -1137,7 +1178,7 @@ class Master:
             "queues": [queue for run in runs if not run.pool.draining for queue in run.config.queues],
             "concurrency": sum(run.pool.size for run in runs),
             "metadata": self._metadata()
-            | {"state": "draining" if self._stopping else "running", **self._counts(), "clock": round(time.time(), 3)}
+            | {"state": "draining" if self._ending else "running", **self._counts(), "clock": round(time.time(), 3)}
             | {"pools": [_figures_of(run) for run in runs]}
             | self._untold_tasks(),
         }

@@ -19,11 +19,15 @@ from roostd.wire.signals import EXIT_UNUSABLE
 class TemplateProcess:
     """The process of one generation; its handlers may have `open_files` open.
 
+    With `describe` its "ready" has what there is to know of each task, and what the handlers print goes to stderr.
+
     Calls `on_message(template, message, fds)`; op "gone" is the last. Op "lost" has taken the place of a message whose
     descriptors this process could not open: of a child's, which ends by itself then, `key` is left.
     """
 
-    def __init__(self, generation: int, config: Config, *, open_files: int | None = None) -> None:
+    def __init__(
+        self, generation: int, config: Config, *, open_files: int | None = None, describe: bool = False
+    ) -> None:
         self.generation = generation
         self.config = config
         self.ready = False
@@ -36,6 +40,7 @@ class TemplateProcess:
             self._process = subprocess.Popen(
                 [sys.executable, "-m", "roostd.template", str(theirs.fileno()), str(os.getpid())],
                 stdin=subprocess.DEVNULL,
+                stdout=sys.stderr if describe else None,
                 pass_fds=[theirs.fileno()],
                 start_new_session=True,
             )
@@ -52,6 +57,7 @@ class TemplateProcess:
                 "cron": {entry.name: entry.given() for entry in config.cron},
                 "hooks": config.worker.hooks,
                 "open_files": open_files,
+                "describe": describe,
             }
         )
 

@@ -253,6 +253,7 @@ class Beat:
     """The answer to a heartbeat."""
 
     reload_request: UUID | None
+    drain_requested: bool
     paused: frozenset[str]
     cancelled_jobs: tuple[int, ...]
     now: datetime  # the database's
@@ -278,8 +279,8 @@ async def heartbeat(
     rows = await _run(conn, "heartbeat", parameters)
     if not rows:
         return None
-    request, paused, cancelled, now = rows[0]
-    return Beat(request, frozenset(paused), tuple(cancelled), now)
+    request, drain_requested, paused, cancelled, now = rows[0]
+    return Beat(request, drain_requested, frozenset(paused), tuple(cancelled), now)
 
 
 async def list_spans(

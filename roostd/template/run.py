@@ -28,6 +28,7 @@ from roost_client.fields import Refused
 from roostd import linux
 from roostd.child.run import ChildSettings, reset_signals, run_child
 from roostd.core.timetable import Entry, resolve
+from roostd.template.describe import describe_tasks
 from roostd.wire.packets import PacketReader, decode_message, job_socketpair, send_message
 from roostd.wire.signals import DUMP, SOFT
 
@@ -93,6 +94,8 @@ def main(master_fd: int, master_pid: int) -> NoReturn:
         "cron": [entry.as_json() for entry in entries],
         "limits": _limits(registry),
         "warnings": _warnings(registry),
+        # Only for those who ask: it takes longer than all else here, and a reload has no use for it.
+        "described": describe_tasks(registry) if settings["describe"] else None,
     }
     send_message(master, ready)
     _Template(master, reader, registry, hooks, settings["open_files"]).serve()

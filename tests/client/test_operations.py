@@ -307,7 +307,7 @@ def test_two_requeues_at_once_requeue_each_job_once(dsn: str, observer: Conn) ->
     with Roost(dsn) as roost:
         roost.enqueue_many([JobInsert("a")] * 3000)
         observer.execute("DELETE FROM roost.ready")
-        observer.execute("UPDATE roost.job_rows SET state = 'discarded'")
+        observer.execute("UPDATE roost.job_rows SET state = 'discarded', discarded_at = now()")
         counts: list[int] = []
         threads = [threading.Thread(target=lambda: counts.append(roost.requeue_discarded())) for _ in range(4)]
         for thread in threads:

@@ -4,6 +4,7 @@ import json
 import os
 import pty
 import re
+import signal
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
@@ -16,6 +17,7 @@ from roost_client import Roost
 from roostd.embedded import EmbeddedPostgres
 from tests.conftest import FAST
 from tests.ctl.conftest import COMMAND, Ctl, read_terminal
+from tests.system.daemon import eventually
 
 NOWHERE = "host=/nowhere dbname=nothing"
 
@@ -85,6 +87,23 @@ def test_an_embedded_database_is_found_where_its_daemon_runs_it(bare_ctl: Ctl, t
         (["nonsense"], 64, "No such command 'nonsense'; see roostctl --help"),
         (["show"], 64, "Missing argument 'ID'; see roostctl show --help"),
         (["jobs", "--limit", "0"], 64, "--limit"),
+        (["jobs", "--limit", "-3"], 64, "--limit"),
+        (["jobs", "--before", str(2**63)], 64, "--before"),
+        (["jobs", "--state", "done"], 64, "--state"),
+        (
+            ["jobs", "--older-than", "yesterday"],
+            64,
+            "'--older-than': 'yesterday' is no age: pass a number",
+        ),
+        (["jobs", "--newer-than", "-5m"], 64, "--newer-than"),
+        (["jobs", "--newer-than", "1000y"], 64, "--newer-than"),
+        (["jobs", "--newer-than", "9" * 400 + "w"], 64, "more than a hundred years"),
+        (["show", "--", str(-(2**63) - 1)], 64, "'ID'"),
+        (["cancel", "1", str(2**63)], 64, "'ID...'"),
+        (["requeue", "--discarded", "--limit", "0"], 64, "--limit"),
+        (["drain", "--timeout", "-1", "--wait"], 64, "--timeout"),
+        (["drain", "--timeout", "5"], 64, "--timeout is of no use without --wait"),
+        (["completion", "csh"], 64, "'csh'"),
         (["queue", "nonsense"], 64, "see roostctl queue --help"),
     ],
 )
@@ -144,6 +163,15 @@ def test_output_is_coloured_on_a_terminal_and_plain_off_it(dsn: str, ctl: Ctl, r
     assert on_a_terminal(dsn, "jobs", "--json")[1].strip().startswith("[")
 
 
+def test_requeue_on_a_terminal_takes_another_answer_for_no(
+    dsn: str, roost: Roost, discard: Callable[..., list[int]]
+) -> None:
+    discard(2)
+    code, shown = on_a_terminal(dsn, "requeue", "--discarded", keys=b"n\n")
+    assert (code, "nothing was changed; --yes goes ahead" in shown) == (1, True)
+    assert len(roost.list_jobs(state="discarded")) == 2
+
+
 def test_requeue_on_a_terminal_asks_and_shows_its_progress(
     dsn: str, roost: Roost, discard: Callable[..., list[int]]
 ) -> None:
@@ -154,3 +182,23 @@ def test_requeue_on_a_terminal_asks_and_shows_its_progress(
     assert "2500/2500" in shown
     assert "requeued 2500 jobs" in shown
     assert roost.list_jobs(state="discarded") == []
+
+
+@pytest.mark.parametrize("option", ["--queue", "--task", "--tag", "--error"])
+def test_text_that_postgresql_cannot_hold_is_wrong_usage(ctl: Ctl, option: str) -> None:
+    for text in ("a\0b", "\udcff"):
+        result = ctl("jobs", option, text)
+        assert (result.code, result.out) == (64, "")
+        assert f"cannot list jobs: {option.removeprefix('--')} holds" in result.err
+
+
+def test_an_answer_that_takes_long_can_be_interrupted(dsn: str) -> None:
+    waiting = "SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock' AND query LIKE '%tags @>%'"
+    with psycopg.connect(dsn) as blocker, psycopg.connect(dsn, autocommit=True) as observer:
+        blocker.execute("LOCK TABLE roost.job_rows")
+        with subprocess.Popen([COMMAND, "--dsn", dsn, "jobs", "--tag", "x"], stderr=subprocess.PIPE) as process:
+            eventually(lambda: observer.execute(waiting).fetchone() == (1,), "query that waits")
+            process.send_signal(signal.SIGINT)
+            _, told = process.communicate(timeout=30)
+        assert (process.returncode, told) == (130, b"roostctl: interrupted\n")
+        eventually(lambda: observer.execute(waiting).fetchone() == (0,), "query that has ended")

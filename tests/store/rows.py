@@ -229,7 +229,7 @@ class Life:
             case "retry":
                 await conn.execute("SELECT roost.retry(%s)", (self.job_id,))
             case "requeue":
-                statement = client_statements.requeue_batch(self.queue, None, 0, 100)
+                statement = client_statements.requeue_batch(client_statements.JobFilter(self.queue), 0, 100)
                 await conn.execute(statement.sql, statement.parameters)
             case _:
                 raise AssertionError(f"no such step: {name}")

@@ -86,7 +86,7 @@ def test_a_beat_writes_what_it_is_given_and_keeps_the_metadata_of_others(clean_d
         await statements.answer_reload(conn, worker_id, {"ok": False, "error": "no"})
         answer = await beat(conn, worker_id, inflight=3, queues=["x"], concurrency=7, metadata={"b": 2})
         assert answer is not None
-        assert answer == Beat(None, frozenset(), (), answer.now)
+        assert answer == Beat(None, False, frozenset(), (), answer.now)
         (row,) = await rows(conn, "SELECT *, now() - last_seen_at AS age FROM roost.workers WHERE id = %s", worker_id)
         assert (row["inflight"], row["queues"], row["concurrency"]) == (3, ["x"], 7)
         assert row["metadata"] == {"a": 1, "b": 2, "reload": {"ok": False, "error": "no"}}
@@ -116,7 +116,7 @@ def test_a_beat_answers_what_a_lost_notification_may_have_kept_from_the_worker(c
         assert sorted(answer.cancelled_jobs) == [ids[0], ids[2]]
         answer = await beat(conn, other)
         assert answer is not None
-        assert answer == Beat(None, frozenset({"p'1", "p2"}), (ids[3],), answer.now)
+        assert answer == Beat(None, False, frozenset({"p'1", "p2"}), (ids[3],), answer.now)
 
     run(clean_dsn, test)
 

@@ -8,10 +8,8 @@ from __future__ import annotations
 import functools
 import json
 import os
-import shutil
 import signal
 import subprocess
-import sysconfig
 import tempfile
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -26,7 +24,7 @@ import roostd
 from roost_client import Roost
 from roost_client.schema import apply_migrations
 from roostd import linux
-from roostd.ctl.command import EXIT_CONFIG, EXIT_UNAVAILABLE, Failure
+from roostd.ctl.command import EXIT_CONFIG, EXIT_UNAVAILABLE, Failure, find_roostd
 from roostd.ctl.demo.checks import Scene
 from roostd.embedded import EmbeddedError, EmbeddedPostgres
 
@@ -96,7 +94,7 @@ class Stage:
         }
         with self._log.open("wb") as log:
             daemon = subprocess.Popen(
-                [_find_roostd(), "-c", str(config)],
+                [find_roostd("run the demo"), "-c", str(config)],
                 cwd=config.parent,
                 env=environ,
                 stdin=subprocess.DEVNULL,
@@ -136,14 +134,6 @@ retry_strategy = {{ strategy = "fixed", delay = 0.1 }}
 queues = ["files", "faults", "emails"]
 concurrency = {children}
 """
-
-
-def _find_roostd() -> str:
-    command = Path(sysconfig.get_path("scripts")) / "roostd"
-    found = str(command) if command.exists() else shutil.which("roostd")
-    if found is None:
-        raise Failure(f"cannot run the demo: there is no {command}; install the package", EXIT_CONFIG)
-    return found
 
 
 def _find_examples() -> Path:
