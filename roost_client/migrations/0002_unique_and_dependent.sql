@@ -65,6 +65,8 @@ BEGIN
             INSERT INTO roost.ended_parents AS e (job_id)
             SELECT ended.job_id FROM unnest(job_ids) AS ended(job_id)
              WHERE EXISTS (SELECT 1 FROM roost.dependencies d WHERE d.parent_id BETWEEN ended.job_id AND ended.job_id)
+                -- A snapshot of before the edges were written doesn't show them.
+                OR current_setting('transaction_isolation') IN ('repeatable read', 'serializable')
              ORDER BY ended.job_id
             ON CONFLICT (job_id) DO NOTHING
             RETURNING e.job_id
@@ -106,15 +108,18 @@ DECLARE
 BEGIN
     told := 0;
     held := 0;
+    -- With their rows, so that none is retried, or ends again, while its dependents are told that it has ended.
     SELECT array_agg(e.job_id) INTO ended
       FROM (SELECT n.job_id FROM roost.ended_parents n
+              JOIN roost.job_rows j ON j.id BETWEEN n.job_id AND n.job_id
              WHERE these IS NULL OR n.job_id = ANY (these)
              ORDER BY n.job_id LIMIT most
-               FOR UPDATE SKIP LOCKED) AS e;
+               FOR UPDATE OF n SKIP LOCKED
+               FOR SHARE OF j SKIP LOCKED) AS e;
     IF ended IS NULL THEN
         RETURN;
     END IF;
-    -- One that was retried meanwhile has not ended after all.
+    -- One that has been retried has not ended after all.
     DELETE FROM roost.ended_parents n
      USING roost.job_rows j
      WHERE n.job_id = ANY (ended) AND j.id = n.job_id AND j.state IN ('available', 'retryable');
@@ -657,12 +662,15 @@ DECLARE
     job roost.job_rows%ROWTYPE;
 BEGIN
     revived := false;
+    -- Parents first, which have the smaller ids: see lock_with_dependents.
+    SELECT min(p.id) INTO dead_parent
+      FROM roost.job_rows j, roost.lock_parents(j.depends_on) AS p
+     WHERE j.id = job_id AND p.state IN ('discarded', 'cancelled');
     SELECT * INTO job FROM roost.job_rows j WHERE j.id = job_id AND j.state IN ('discarded', 'cancelled') FOR NO KEY UPDATE;
     IF NOT FOUND THEN
+        dead_parent := NULL;
         RETURN;
-    END IF;
-    SELECT min(p.id) INTO dead_parent FROM roost.lock_parents(job.depends_on) AS p WHERE p.state IN ('discarded', 'cancelled');
-    IF dead_parent IS NOT NULL THEN
+    ELSIF dead_parent IS NOT NULL THEN
         RETURN;
     ELSIF job.unique_key IS NOT NULL THEN
         duplicate_of := roost.take_key(job.unique_key, job_id);
@@ -678,6 +686,39 @@ BEGIN
         PERFORM roost.make_due(ARRAY[job_id]);
     END IF;
     revived := true;
+END $$;
+
+-- Locks a job, those that its end has cancelled, all the way down, and the other parents of these, as their revival will. All in
+-- the order of their ids, in which parents come before their children: taken as they are met, the locks of two jobs that are
+-- retried at once, and have dependents in common, would wait for each other.
+CREATE FUNCTION roost.lock_with_dependents(job_id bigint) RETURNS void
+LANGUAGE plpgsql AS $$
+#variable_conflict use_variable
+DECLARE
+    each record;
+BEGIN
+    FOR each IN
+        WITH RECURSIVE revived AS (
+            SELECT job_id AS id
+            UNION
+            SELECT d.child_id
+              FROM revived
+              JOIN roost.cancelled_dependents d ON d.parent_id = revived.id
+              JOIN roost.job_rows j ON j.id = d.child_id AND j.state = 'cancelled' AND NOT j.cancel_requested
+        )
+        SELECT l.id, bool_or(l.is_revived) AS is_revived
+          FROM (SELECT revived.id, true AS is_revived FROM revived
+                UNION ALL
+                SELECT unnest(j.depends_on), false FROM revived JOIN roost.job_rows j ON j.id = revived.id) AS l
+         GROUP BY l.id
+         ORDER BY l.id
+    LOOP
+        IF each.is_revived THEN
+            PERFORM 1 FROM roost.job_rows j WHERE j.id = each.id FOR NO KEY UPDATE;
+        ELSE
+            PERFORM 1 FROM roost.job_rows j WHERE j.id = each.id FOR SHARE;
+        END IF;
+    END LOOP;
 END $$;
 
 -- roost.retry, but that an active job has its key (`duplicate_of`), or that a parent of it is dead, is a result here: then
@@ -703,6 +744,9 @@ BEGIN
         IF NOT FOUND OR state = 'completed' THEN
             RETURN;
         ELSIF state IN ('discarded', 'cancelled') THEN
+            IF with_dependents THEN
+                PERFORM roost.lock_with_dependents(job_id);
+            END IF;
             tried := roost.revive(job_id);
             duplicate_of := tried.duplicate_of;
             dead_parent := tried.dead_parent;

@@ -438,6 +438,9 @@ BEGIN
         IF NOT FOUND OR state = 'completed' THEN
             RETURN;
         ELSIF state IN ('discarded', 'cancelled') THEN
+            IF with_dependents THEN
+                PERFORM roost.lock_with_dependents(job_id);
+            END IF;
             tried := roost.revive(job_id);
             duplicate_of := tried.duplicate_of;
             dead_parent := tried.dead_parent;

@@ -408,3 +408,122 @@ def test_following_needs_no_more_than_indexes(clean_dsn: str) -> None:
         await conn.execute("TRUNCATE roost.job_rows, roost.ready, roost.blocked, roost.dependencies")
 
     run(clean_dsn, test)
+
+
+# -- beside other changes of the same jobs
+
+
+async def until_waiting(conn: Conn, waiters: int, *tasks: asyncio.Task[Any]) -> None:
+    """Until so many other sessions wait for a lock, or one of the tasks is done."""
+    query = "SELECT count(DISTINCT l.pid) FROM pg_locks l WHERE NOT l.granted"
+    async with asyncio.timeout(30):
+        while await value(conn, query) < waiters and not any(task.done() for task in tasks):
+            await asyncio.sleep(0.01)
+
+
+def test_a_parent_is_not_retried_while_its_dependents_are_told_of_its_end(clean_dsn: str) -> None:
+    """Or what has been decided by its end would meet a parent that lives."""
+
+    async def test(conn: Conn, worker_id: UUID) -> None:
+        parent = await one(conn)
+        child = await one(conn, depends_on=[parent])
+        await end_next(conn, worker_id, DISCARDED)
+        async with (
+            await connect(clean_dsn) as blocker,
+            await connect(clean_dsn) as worker,
+            await connect(clean_dsn) as operator,
+        ):
+            async with blocker.transaction():  # in the middle of the telling
+                await blocker.execute("INSERT INTO roost.cancelled_dependents VALUES (%s, %s)", (parent, child))
+                telling = asyncio.create_task(statements.follow_parents(worker))
+                await until_waiting(conn, 1)
+                retrying = asyncio.create_task(operator.execute("SELECT roost.retry(%s)", (parent,)))
+                await until_waiting(conn, 2, retrying)
+                raise psycopg.Rollback
+            assert await telling == (1, 0, [])
+            await retrying
+        assert await public_state(conn, parent) is JobState.AVAILABLE
+        assert await public_state(conn, child) is CANCELLED
+
+    run(clean_dsn, test)
+
+
+def test_the_end_of_a_parent_that_was_retried_is_told_whoever_looks_meanwhile(clean_dsn: str) -> None:
+    async def test(conn: Conn, worker_id: UUID) -> None:
+        parent = await one(conn)
+        child = await one(conn, depends_on=[parent])
+        await end_next(conn, worker_id, DISCARDED)
+        await conn.execute("SELECT roost.retry(%s)", (parent,))
+        async with await connect(clean_dsn) as other:
+            async with conn.transaction():
+                await complete_next(conn, worker_id)
+                assert await follow(other) == (0, 0)
+        assert await follow(conn) == (1, 0)
+        assert list(await places(conn, child)) == ["ready"]
+
+    run(clean_dsn, test)
+
+
+@pytest.mark.parametrize("isolation", ["REPEATABLE READ", "SERIALIZABLE"])
+@pytest.mark.parametrize("end", ["SELECT roost.cancel(%s)", "SELECT roost.complete(%s, lease) FROM roost.claims"])
+def test_an_end_by_an_old_snapshot_is_told_to_dependents_that_it_does_not_show(
+    clean_dsn: str, isolation: str, end: str
+) -> None:
+    async def test(conn: Conn, worker_id: UUID) -> None:
+        await conn.execute("SELECT nextval('roost.dependents_seq')")
+        parent = await one(conn)
+        if "complete" in end:
+            await claim(conn, worker_id)
+        async with await connect(clean_dsn) as application:
+            async with application.transaction():
+                await application.execute(f"SET TRANSACTION ISOLATION LEVEL {isolation}".encode())
+                await application.execute("SELECT 1 FROM roost.job_rows")  # has the snapshot taken
+                child = await one(conn, depends_on=[parent])
+                await application.execute(end.encode(), (parent,))
+        assert await follow(conn) == (1, 0)
+        assert await public_state(conn, child) is (JobState.AVAILABLE if "complete" in end else CANCELLED)
+        assert await value(conn, "SELECT count(*) FROM roost.ended_parents") == 0
+
+    run(clean_dsn, test)
+
+
+def test_two_dead_parents_of_one_job_are_retried_at_once(clean_dsn: str) -> None:
+    """Each with its dependents: neither may wait for what the other has locked while that waits for it."""
+
+    async def test(conn: Conn, worker_id: UUID) -> None:
+        parents = await enqueue(conn, 2)
+        child = await one(conn, depends_on=parents)
+        await end_next(conn, worker_id, DISCARDED)
+        await follow(conn)
+        async with await connect(clean_dsn) as blocker, await connect(clean_dsn) as a, await connect(clean_dsn) as b:
+            async with blocker.transaction():
+                await blocker.execute("SELECT 1 FROM roost.job_rows WHERE id = %s FOR UPDATE", (child,))
+                retries = []
+                for number, (operator, parent) in enumerate(zip((a, b), parents, strict=True), 1):
+                    retries.append(asyncio.create_task(operator.execute("SELECT roost.retry(%s, true)", (parent,))))
+                    await until_waiting(conn, number)
+            await asyncio.gather(*retries)
+        assert list(await places(conn, child)) == ["blocked"]
+
+    run(clean_dsn, test)
+
+
+def test_a_job_is_retried_while_its_dead_parent_is_retried_with_it(clean_dsn: str) -> None:
+    async def test(conn: Conn, worker_id: UUID) -> None:
+        parent = await one(conn)
+        child = await one(conn, depends_on=[parent])
+        await end_next(conn, worker_id, DISCARDED)
+        await follow(conn)
+        async with await connect(clean_dsn) as blocker, await connect(clean_dsn) as a, await connect(clean_dsn) as b:
+            async with blocker.transaction():
+                await blocker.execute("SELECT 1 FROM roost.job_rows WHERE id = %s FOR UPDATE", (child,))
+                alone = asyncio.create_task(a.execute("SELECT roost.retry(%s)", (child,)))
+                await until_waiting(conn, 1)
+                with_child = asyncio.create_task(b.execute("SELECT roost.retry(%s, true)", (parent,)))
+                await until_waiting(conn, 2)
+            with pytest.raises(psycopg.errors.ObjectNotInPrerequisiteState):
+                await alone
+            await with_child
+        assert list(await places(conn, child)) == ["blocked"]
+
+    run(clean_dsn, test)
