@@ -260,8 +260,11 @@ class Claimer:
         for (run, limit, ranges), answer in zip(asked, answers, strict=True):
             if self._took(run, limit, ranges, answer, now):
                 await self._set_aside(run, ranges)
-        if now >= self._follow_all_at and not await self._follow(None):
-            self._follow_all_at = now + self._poll_interval()
+        if now >= self._follow_all_at:
+            if await self._follow(None):
+                self._promote_at = now  # there may be more: a batch a poll would be few
+            else:
+                self._follow_all_at = now + self._poll_interval()
 
     async def _follow(self, parents: list[int] | None) -> int:
         """Tells dependents of `parents`, or of any that have ended: those of a lost worker or a cancel, too."""
