@@ -55,7 +55,8 @@ BEGIN
     IF with_key IS NOT NULL THEN
         DELETE FROM roost.unique_keys u
          USING unnest(with_key) AS k(job_id), roost.job_rows j
-         WHERE j.id BETWEEN k.job_id AND k.job_id AND u.unique_key = j.unique_key AND u.job_id = k.job_id;
+         WHERE j.id BETWEEN k.job_id AND k.job_id AND u.unique_key BETWEEN j.unique_key AND j.unique_key
+           AND u.job_id = k.job_id;
     END IF;
     IF awaited IS NOT NULL THEN
         PERFORM pg_notify('roost_ended', a.job_id::text) FROM unnest(awaited) AS a(job_id);
@@ -92,15 +93,17 @@ $$;
 CREATE FUNCTION roost.follow_parents(these bigint[] DEFAULT NULL, most integer DEFAULT 1000,
                                      OUT told integer, OUT held integer, OUT more bigint[])
 LANGUAGE plpgsql
--- A worker's sessions read by key only; here sets of a thousand meet.
+-- A worker's sessions read by key only, and so do these statements where they read a table, for which each says BETWEEN (as
+-- those of the worker do) and none has it read in the table's order. But here sets of a thousand meet.
 SET enable_hashjoin = on
 SET plan_cache_mode = force_custom_plan AS $$
 #variable_conflict use_variable
 DECLARE
     ended      bigint[];
     completed  bigint[];
-    edges      bigint[];  -- their parents, and at the same places their children
+    edges      bigint[];  -- their parents, and at the same places their children and where they stand
     children   bigint[];
+    row_ids    tid[];
     doomed     bigint[];
     free       bigint[];
     released   bigint[];
@@ -122,16 +125,16 @@ BEGIN
     -- One that has been retried has not ended after all.
     DELETE FROM roost.ended_parents n
      USING roost.job_rows j
-     WHERE n.job_id = ANY (ended) AND j.id = n.job_id AND j.state IN ('available', 'retryable');
+     WHERE n.job_id = ANY (ended) AND j.id BETWEEN n.job_id AND n.job_id AND j.state IN ('available', 'retryable');
     SELECT array_agg(j.id) FILTER (WHERE j.state = 'completed'),
            array_agg(j.id) FILTER (WHERE j.state IN ('completed', 'discarded', 'cancelled'))
       INTO completed, ended
       FROM roost.job_rows j WHERE j.id = ANY (ended);
 
-    SELECT array_agg(d.parent_id), array_agg(d.child_id) INTO edges, children
-      FROM (SELECT d.parent_id, d.child_id
+    SELECT array_agg(d.parent_id), array_agg(d.child_id), array_agg(d.row_id) INTO edges, children, row_ids
+      FROM (SELECT d.parent_id, d.child_id, d.row_id
               FROM unnest(ended) AS e(job_id)
-             CROSS JOIN LATERAL (SELECT x.parent_id, x.child_id FROM roost.dependencies x
+             CROSS JOIN LATERAL (SELECT x.parent_id, x.child_id, x.ctid AS row_id FROM roost.dependencies x
                                   WHERE x.parent_id = e.job_id ORDER BY x.child_id LIMIT most
                                     FOR UPDATE SKIP LOCKED) AS d
              LIMIT most) AS d;
@@ -143,26 +146,29 @@ BEGIN
          WHERE NOT e.parent_id = ANY (coalesce(completed, '{}'));
         doomed := coalesce(doomed, '{}');
         SELECT array_agg(b.job_id) INTO free
-          FROM (SELECT b.job_id FROM roost.blocked b
-                 WHERE b.job_id IN (SELECT unnest(children)) AND NOT b.job_id = ANY (doomed)
-                 ORDER BY b.job_id
-                   FOR UPDATE SKIP LOCKED) AS b;
+          FROM (SELECT b.job_id
+                  FROM (SELECT unnest(children) EXCEPT SELECT unnest(doomed)) AS c(id)
+                  JOIN roost.blocked b ON b.job_id BETWEEN c.id AND c.id
+                 ORDER BY c.id
+                   FOR UPDATE OF b SKIP LOCKED) AS b;
         SELECT free || array_agg(b.job_id) INTO free
-          FROM (SELECT b.job_id FROM roost.blocked b
-                  JOIN roost.job_rows j ON j.id = b.job_id
-                 WHERE b.job_id IN (SELECT unnest(doomed))
-                 ORDER BY b.job_id
+          FROM (SELECT b.job_id
+                  FROM unnest(doomed) AS c(id)
+                  JOIN roost.blocked b ON b.job_id BETWEEN c.id AND c.id
+                  JOIN roost.job_rows j ON j.id BETWEEN c.id AND c.id
+                 ORDER BY c.id
                    FOR UPDATE OF b SKIP LOCKED FOR NO KEY UPDATE OF j SKIP LOCKED) AS b;
         free := coalesce(free, '{}');
-        WITH edge AS (
-            SELECT e.parent_id, e.child_id, e.parent_id = ANY (coalesce(completed, '{}')) AS completed,
+        WITH edge AS MATERIALIZED (
+            SELECT e.row_id, e.parent_id, e.child_id, e.parent_id = ANY (coalesce(completed, '{}')) AS completed,
                    e.child_id IN (SELECT unnest(free)) AS free
-              FROM unnest(edges, children) AS e(parent_id, child_id)
+              FROM unnest(row_ids, edges, children) AS e(row_id, parent_id, child_id)
         ), gone AS (  -- told, or no longer waiting for anything
             DELETE FROM roost.dependencies d
              USING edge
-             WHERE d.parent_id = edge.parent_id AND d.child_id = edge.child_id
-               AND (edge.free OR NOT EXISTS (SELECT 1 FROM roost.blocked b WHERE b.job_id = edge.child_id))
+             WHERE d.ctid = edge.row_id
+               AND (edge.free
+                    OR NOT EXISTS (SELECT 1 FROM roost.blocked b WHERE b.job_id BETWEEN edge.child_id AND edge.child_id))
             RETURNING edge.parent_id, edge.child_id, edge.completed, edge.free
         ), kept AS (
             INSERT INTO roost.cancelled_dependents (parent_id, child_id)
@@ -172,7 +178,7 @@ BEGIN
             UPDATE roost.blocked b SET parents_left = b.parents_left - fewer.parents
               FROM (SELECT gone.child_id, count(*) AS parents FROM gone
                      WHERE gone.free GROUP BY gone.child_id HAVING bool_and(gone.completed)) AS fewer
-             WHERE b.job_id = fewer.child_id
+             WHERE b.job_id BETWEEN fewer.child_id AND fewer.child_id
             RETURNING b.job_id, b.parents_left
         )
         SELECT (SELECT count(*) FROM gone),
@@ -182,24 +188,25 @@ BEGIN
         held := cardinality(children) - told;
     END IF;
     IF released IS NOT NULL THEN
-        DELETE FROM roost.blocked b WHERE b.job_id IN (SELECT unnest(released));
+        DELETE FROM roost.blocked b USING unnest(released) AS r(id) WHERE b.job_id BETWEEN r.id AND r.id;
         PERFORM roost.make_due(released);
     END IF;
     IF cancelled IS NOT NULL THEN
-        DELETE FROM roost.blocked b WHERE b.job_id IN (SELECT unnest(cancelled));
+        DELETE FROM roost.blocked b USING unnest(cancelled) AS c(id) WHERE b.job_id BETWEEN c.id AND c.id;
         UPDATE roost.job_rows j
            SET state = 'cancelled', cancelled_at = now(),
                errors = roost.dependency_errors(j.errors, j.attempt, why.parent_id, why.state)
           FROM (SELECT DISTINCT ON (e.child_id) e.child_id, e.parent_id, p.state
                   FROM unnest(edges, children) AS e(parent_id, child_id)
-                  JOIN roost.job_rows p ON p.id = e.parent_id AND p.state IN ('discarded', 'cancelled')
+                  JOIN roost.job_rows p ON p.id BETWEEN e.parent_id AND e.parent_id AND p.state IN ('discarded', 'cancelled')
+                 WHERE e.child_id IN (SELECT unnest(cancelled))
                  ORDER BY e.child_id, e.parent_id) AS why
-         WHERE j.id IN (SELECT unnest(cancelled)) AND j.id = why.child_id AND j.state IN ('available', 'retryable');
+         WHERE j.id BETWEEN why.child_id AND why.child_id AND j.state IN ('available', 'retryable');
         more := roost.after_end(cancelled);
     END IF;
     DELETE FROM roost.ended_parents n
      WHERE n.job_id = ANY (ended)
-       AND NOT EXISTS (SELECT 1 FROM roost.dependencies d WHERE d.parent_id = n.job_id);
+       AND NOT EXISTS (SELECT 1 FROM roost.dependencies d WHERE d.parent_id BETWEEN n.job_id AND n.job_id);
 END $$;
 
 -- The errors of a job that is cancelled for a parent's sake.

@@ -10,7 +10,8 @@ from uuid import UUID
 import psycopg
 import pytest
 
-from roost_client import JobState
+from roost_client import HandlerRegistry, JobInsert, JobState
+from roost_client import statements as client_statements
 from roostd.core.lifecycle import CANCELLED, COMPLETED, DISCARDED, RETRYABLE
 from roostd.store import statements
 from tests.store.rows import (
@@ -525,5 +526,59 @@ def test_a_job_is_retried_while_its_dead_parent_is_retried_with_it(clean_dsn: st
                 await alone
             await with_child
         assert list(await places(conn, child)) == ["blocked"]
+
+    run(clean_dsn, test)
+
+
+# -- plans
+
+
+async def fetched(conn: Conn, call: Awaitable[Any], *tables: str) -> int:
+    """How many rows of these tables a call fetches by indexes, or reads in full."""
+    query = """
+    SELECT coalesce(sum(idx_tup_fetch + seq_tup_read), 0) FROM pg_stat_xact_user_tables
+     WHERE schemaname = 'roost' AND relname = ANY (%s)
+    """
+    async with conn.transaction():
+        before = await value(conn, query, list(tables))  # of transactions that have not been reported yet
+        await call
+        return int(await value(conn, query, list(tables)) - before)
+
+
+@pytest.mark.parametrize("end", [COMPLETED, DISCARDED])
+def test_a_batch_is_told_by_key_where_an_analyze_found_the_tables_emptied(clean_dsn: str, end: JobState) -> None:
+    """It takes them for tables without rows then, whose every row is as soon read as one."""
+
+    async def test(conn: Conn, worker_id: UUID) -> None:
+        async def fan_out() -> list[int]:
+            parent = await one(conn)
+            await enqueue(conn, 3000, depends_on=[parent], queue="other")
+            return (
+                (await complete_next(conn, worker_id))[1] if end is COMPLETED else await end_next(conn, worker_id, end)
+            )
+
+        await fan_out()
+        await follow(conn)
+        await conn.execute("ANALYZE roost.dependencies, roost.blocked, roost.ended_parents")
+        parents = await fan_out()
+        tell = conn.execute("SELECT roost.follow_parents(%s, 50)", (parents,))
+        assert await fetched(conn, tell, "dependencies", "blocked", "ended_parents") < 1000
+        await follow(conn)
+
+    run(clean_dsn, test)
+
+
+def test_keys_are_freed_by_key_where_an_analyze_found_the_table_emptied(clean_dsn: str) -> None:
+    async def test(conn: Conn, worker_id: UUID) -> None:
+        for _ in range(2):
+            jobs = [JobInsert("a", unique_key=str(number)) for number in range(3000)]
+            statement = client_statements.enqueue_many(HandlerRegistry(), jobs)
+            await conn.execute(statement.sql, statement.parameters)
+            claimed = await claim(conn, worker_id, 3000)
+            complete = statements.complete(conn, [j.id for j in claimed[:20]], [j.lease for j in claimed[:20]], [])
+            read = await fetched(conn, complete, "unique_keys")
+            await statements.complete(conn, [j.id for j in claimed[20:]], [j.lease for j in claimed[20:]], [])
+            await conn.execute("ANALYZE roost.unique_keys")
+        assert read < 200
 
     run(clean_dsn, test)

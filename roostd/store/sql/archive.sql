@@ -24,10 +24,14 @@ WITH old AS MATERIALIZED (
     DELETE FROM roost.cancelled_dependents AS c
      USING moved
      WHERE c.parent_id BETWEEN moved.id AND moved.id
-), forgotten_parents AS (
+), forgotten_parents AS (  -- an edge at a time, by both of its columns
     DELETE FROM roost.cancelled_dependents AS c
-     USING (SELECT m.id, d.parent_id FROM moved m, unnest(m.depends_on) AS d(parent_id) WHERE m.state = 'cancelled') AS edge
-     WHERE c.parent_id BETWEEN edge.parent_id AND edge.parent_id AND c.child_id BETWEEN edge.id AND edge.id
+     USING moved m
+     CROSS JOIN LATERAL unnest(m.depends_on) AS d(parent_id)
+     CROSS JOIN LATERAL (SELECT x.ctid AS row_id FROM roost.cancelled_dependents x
+                          WHERE x.parent_id = d.parent_id AND x.child_id = m.id
+                         OFFSET 0) AS edge
+     WHERE m.state = 'cancelled' AND c.ctid = edge.row_id
 ), archived AS (
     INSERT INTO roost.jobs_archive
            (id, scheduled_at, inserted_at, attempted_at, completed_at, cancelled_at, discarded_at, priority, attempt, max_attempts,
