@@ -121,6 +121,13 @@ async def reap(link: Link, settings: WorkerConfig) -> int:
     return rescued
 
 
+async def note_ended(link: Link) -> None:
+    """Has dependents told of what was ended by workers of a version from before there were any."""
+    last: int | None = -(2**63)
+    while last is not None:
+        last = await link.run(lambda conn, after=last: statements.note_ended(conn, after))  # type: ignore[misc]
+
+
 async def rescue(link: Link, error_cap: int, reason: str) -> int:
     """Frees all claims whose worker has no row; returns how many."""
     total = 0

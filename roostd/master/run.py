@@ -1125,11 +1125,15 @@ class Master:
     # -- regularly ----------------------------------------------------------------------------------------------
 
     async def _reap_regularly(self) -> None:
+        noted = False
         while True:
             await asyncio.sleep(self._config.worker.orphan_reaper_interval)
             try:
                 await heart.reap(self._claim_link, self._config.worker)
                 self._claimer.check_claims()
+                if not noted:
+                    await heart.note_ended(self._claim_link)
+                    noted = True
             except DatabaseGone as error:
                 _log.warning("reaper.failed", error=str(error))
 

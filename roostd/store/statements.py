@@ -174,6 +174,12 @@ async def follow_parents(conn: AsyncConnection, only: Sequence[int] | None = Non
     return told, held, more or []
 
 
+async def note_ended(conn: AsyncConnection, after: int) -> int | None:
+    """Notes parents after that id whose end nobody would tell; returns the last looked at, None for none."""
+    ((last,),) = await _run(conn, "note_ended", {"after": after})
+    return None if last is None else int(last)
+
+
 async def lock_claims(conn: AsyncConnection, job_ids: Sequence[int], leases: Sequence[int]) -> set[int]:
     """Locks those of the claims that nobody else has locked; returns the leases of the others."""
     rows = await _run(conn, "lock_claims", {"job_ids": _numbers(job_ids), "leases": _numbers(leases)})

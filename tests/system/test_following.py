@@ -101,6 +101,21 @@ def test_a_join_runs_after_a_wide_fan_out(start_daemon: StartDaemon, jobs: Jobs)
     assert jobs.count("completed") >= 3001
 
 
+def test_what_a_worker_of_before_dependencies_has_ended_is_told(start_daemon: StartDaemon, jobs: Jobs) -> None:
+    """Such a worker goes on while the schema is migrated and others are started, and leaves no note."""
+    parents = [jobs.add("noop", queue="elsewhere") for _ in range(2)]
+    child = jobs.add("noop", depends_on=parents)
+    grandchild = jobs.add("noop", depends_on=[child])
+    with psycopg.connect(jobs.dsn) as conn:
+        conn.execute("DELETE FROM roost.ready")
+        conn.execute(
+            "UPDATE roost.job_rows SET state = 'completed', completed_at = now() WHERE id = ANY (%s)", (parents,)
+        )
+    start_daemon({"worker": {"orphan_reaper_interval": 0.1}})
+    for job_id in (child, grandchild):
+        assert jobs.wait(job_id).state == "completed"
+
+
 def test_what_depends_on_a_job_that_fails_is_cancelled_all_the_way_down(start_daemon: StartDaemon, jobs: Jobs) -> None:
     daemon = start_daemon({"worker": {"poll_interval": 20.0}})
     parent = jobs.add("hold_and_fail", {"key": "parent"}, max_attempts=1)
