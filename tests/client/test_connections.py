@@ -10,6 +10,7 @@ import sys
 import tempfile
 import threading
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import psycopg
@@ -381,3 +382,24 @@ def test_the_application_may_name_itself(dsn: str, observer: Conn) -> None:
     with Roost(f"{dsn} application_name=shop") as roost:
         roost.enqueue("a")
         assert ours(observer) == []
+
+
+def test_event_loops_of_many_threads_come_and_go_beside_each_other(dsn: str) -> None:
+    """Each that is new lets go of those that are closed, and finds that others do the same."""
+    client = AsyncRoost(dsn)
+
+    async def enqueue() -> int:
+        return await client.enqueue("a")
+
+    def loops() -> list[int]:
+        return [asyncio.run(enqueue()) for _ in range(20)]
+
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    try:
+        with ThreadPoolExecutor(10) as threads:
+            ids = [job_id for started in [threads.submit(loops) for _ in range(10)] for job_id in started.result()]
+    finally:
+        sys.setswitchinterval(interval)
+    assert len(set(ids)) == 200
+    asyncio.run(client.close())
