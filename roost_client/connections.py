@@ -140,7 +140,7 @@ class AsyncConnections:
             for other in list(self._of_loop):
                 if other.is_closed() and (
                     of_other := self._of_loop.pop(other, None)
-                ):  # None: another thread was faster
+                ):  # None: another took it
                     of_other[0].close()
             self._of_loop[loop] = (_Idle(), asyncio.Semaphore(MAX_CONNECTIONS))
         idle, free = self._of_loop[loop]
