@@ -138,10 +138,9 @@ class AsyncConnections:
         loop = asyncio.get_running_loop()
         if loop not in self._of_loop:
             for other in list(self._of_loop):
-                if other.is_closed() and (
-                    of_other := self._of_loop.pop(other, None)
-                ):  # None: another took it
-                    of_other[0].close()
+                # None: another thread, with a new loop of its own, was faster.
+                if other.is_closed() and (closed := self._of_loop.pop(other, None)) is not None:
+                    closed[0].close()
             self._of_loop[loop] = (_Idle(), asyncio.Semaphore(MAX_CONNECTIONS))
         idle, free = self._of_loop[loop]
         async with free:
