@@ -298,8 +298,11 @@ BEGIN
         IF EXISTS (SELECT 1 FROM roost.job_rows j WHERE j.id = holder AND j.state IN ('available', 'retryable')) THEN
             RETURN holder;
         END IF;
-        -- Ended by a worker from before this table was there, which did not know that it had to free the key.
-        DELETE FROM roost.unique_keys u WHERE u.unique_key = key AND u.job_id = holder;
+        -- Ended by a worker from before this table was there, which did not know that it had to free the key; and not retried
+        -- since that look.
+        DELETE FROM roost.unique_keys u
+         WHERE u.unique_key = key AND u.job_id = holder
+           AND NOT EXISTS (SELECT 1 FROM roost.job_rows j WHERE j.id = holder AND j.state IN ('available', 'retryable'));
     END LOOP;
     RAISE EXCEPTION 'cannot take unique_key %: it is freed and taken without end', quote_literal(key);
 END $$;
