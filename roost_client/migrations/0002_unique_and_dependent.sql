@@ -101,10 +101,10 @@ SET plan_cache_mode = force_custom_plan AS $$
 DECLARE
     ended      bigint[];
     completed  bigint[];
+    dead       bigint[];
     edges      bigint[];  -- their parents, and at the same places their children and where they stand
     children   bigint[];
     row_ids    tid[];
-    doomed     bigint[];
     free       bigint[];
     released   bigint[];
     cancelled  bigint[];
@@ -127,38 +127,43 @@ BEGIN
      USING roost.job_rows j
      WHERE n.job_id = ANY (ended) AND j.id BETWEEN n.job_id AND n.job_id AND j.state IN ('available', 'retryable');
     SELECT array_agg(j.id) FILTER (WHERE j.state = 'completed'),
-           array_agg(j.id) FILTER (WHERE j.state IN ('completed', 'discarded', 'cancelled'))
-      INTO completed, ended
+           array_agg(j.id) FILTER (WHERE j.state IN ('discarded', 'cancelled'))
+      INTO completed, dead
       FROM roost.job_rows j WHERE j.id = ANY (ended);
+    ended := completed || dead;
 
-    SELECT array_agg(d.parent_id), array_agg(d.child_id), array_agg(d.row_id) INTO edges, children, row_ids
-      FROM (SELECT d.parent_id, d.child_id, d.row_id
-              FROM unnest(ended) AS e(job_id)
-             CROSS JOIN LATERAL (SELECT x.parent_id, x.child_id, x.ctid AS row_id FROM roost.dependencies x
+    -- Edges to children that nobody holds, first (many that are held may not keep these from being told), and to those that no
+    -- longer wait. Of one that is to be cancelled the job's row counts, too, which an enqueue that depends on it may have locked.
+    SELECT array_agg(d.parent_id), array_agg(d.child_id), array_agg(d.row_id),
+           coalesce(array_agg(DISTINCT d.child_id) FILTER (WHERE d.is_free), '{}')
+      INTO edges, children, row_ids, free
+      FROM (SELECT d.parent_id, d.child_id, d.row_id, true AS is_free
+              FROM unnest(completed) AS e(job_id)
+             CROSS JOIN LATERAL (SELECT x.parent_id, x.child_id, x.ctid AS row_id
+                                   FROM roost.dependencies x
+                                   JOIN roost.blocked b ON b.job_id BETWEEN x.child_id AND x.child_id
                                   WHERE x.parent_id = e.job_id ORDER BY x.child_id LIMIT most
-                                    FOR UPDATE SKIP LOCKED) AS d
+                                    FOR UPDATE OF x, b SKIP LOCKED) AS d
+            UNION ALL
+            SELECT d.parent_id, d.child_id, d.row_id, true
+              FROM unnest(dead) AS e(job_id)
+             CROSS JOIN LATERAL (SELECT x.parent_id, x.child_id, x.ctid AS row_id
+                                   FROM roost.dependencies x
+                                   JOIN roost.blocked b ON b.job_id BETWEEN x.child_id AND x.child_id
+                                   JOIN roost.job_rows j ON j.id BETWEEN x.child_id AND x.child_id
+                                  WHERE x.parent_id = e.job_id ORDER BY x.child_id LIMIT most
+                                    FOR UPDATE OF x, b SKIP LOCKED FOR NO KEY UPDATE OF j SKIP LOCKED) AS d
+            UNION ALL
+            SELECT d.parent_id, d.child_id, d.row_id, false
+              FROM unnest(ended) AS e(job_id)
+             CROSS JOIN LATERAL (SELECT x.parent_id, x.child_id, x.ctid AS row_id
+                                   FROM roost.dependencies x
+                                  WHERE x.parent_id = e.job_id
+                                    AND NOT EXISTS (SELECT 1 FROM roost.blocked b WHERE b.job_id BETWEEN x.child_id AND x.child_id)
+                                  ORDER BY x.child_id LIMIT most
+                                    FOR UPDATE OF x SKIP LOCKED) AS d
              LIMIT most) AS d;
     IF children IS NOT NULL THEN
-        -- Those children that are not held; of one that is to be cancelled the job's row, too, which an enqueue that depends
-        -- on it may have locked.
-        SELECT array_agg(DISTINCT e.child_id) INTO doomed
-          FROM unnest(edges, children) AS e(parent_id, child_id)
-         WHERE NOT e.parent_id = ANY (coalesce(completed, '{}'));
-        doomed := coalesce(doomed, '{}');
-        SELECT array_agg(b.job_id) INTO free
-          FROM (SELECT b.job_id
-                  FROM (SELECT unnest(children) EXCEPT SELECT unnest(doomed)) AS c(id)
-                  JOIN roost.blocked b ON b.job_id BETWEEN c.id AND c.id
-                 ORDER BY c.id
-                   FOR UPDATE OF b SKIP LOCKED) AS b;
-        SELECT free || array_agg(b.job_id) INTO free
-          FROM (SELECT b.job_id
-                  FROM unnest(doomed) AS c(id)
-                  JOIN roost.blocked b ON b.job_id BETWEEN c.id AND c.id
-                  JOIN roost.job_rows j ON j.id BETWEEN c.id AND c.id
-                 ORDER BY c.id
-                   FOR UPDATE OF b SKIP LOCKED FOR NO KEY UPDATE OF j SKIP LOCKED) AS b;
-        free := coalesce(free, '{}');
         WITH edge AS MATERIALIZED (
             SELECT e.row_id, e.parent_id, e.child_id, e.parent_id = ANY (coalesce(completed, '{}')) AS completed,
                    e.child_id IN (SELECT unnest(free)) AS free
@@ -185,7 +190,13 @@ BEGIN
                (SELECT array_agg(less.job_id) FROM less WHERE less.parents_left <= 0),
                (SELECT array_agg(DISTINCT gone.child_id) FROM gone WHERE gone.free AND NOT gone.completed)
           INTO told, released, cancelled;
-        held := cardinality(children) - told;
+    END IF;
+    IF told < most THEN
+        SELECT count(*) INTO held
+          FROM (SELECT 1
+                  FROM unnest(ended) AS e(job_id)
+                  JOIN roost.dependencies d ON d.parent_id BETWEEN e.job_id AND e.job_id
+                 LIMIT most) AS d;
     END IF;
     IF released IS NOT NULL THEN
         DELETE FROM roost.blocked b USING unnest(released) AS r(id) WHERE b.job_id BETWEEN r.id AND r.id;

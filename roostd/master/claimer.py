@@ -29,7 +29,7 @@ from roostd.store import statements
 
 WARN_SECONDS = 0.25  # of a claim that looked everywhere and got little for it
 WARN_INTERVAL_SECONDS = 60.0
-_HELD_SECONDS = 0.02  # until it is worth to look again at dependents that another transaction held
+_HELD_SECONDS = 0.02  # before dependents that another transaction held are looked at again, doubled up to a poll
 
 Limits = tuple[str, int | None, int | None]  # a task's name, rate_per_minute, max_concurrency
 
@@ -88,6 +88,7 @@ class Claimer:
         self._promote_looks = Looks()
         self._parents: set[int] = set()  # that have ended, with dependents yet to be told
         self._follow_at = 0.0
+        self._held_pause = _HELD_SECONDS
         self._follow_all_at = 0.0
         self._warn_at = 0.0
         self._idle_said: tuple[UUID, int, frozenset[str]] | None = None
@@ -272,9 +273,11 @@ class Claimer:
         if not held and told < PROMOTE_BATCH:
             self._parents.difference_update(parents or ())
         elif not told:
-            self._follow_at = self._loop.time() + _HELD_SECONDS
+            self._follow_at = self._loop.time() + self._held_pause
+            self._held_pause = min(2 * self._held_pause, self._poll_interval())
         self.follow(more)
         if told:
+            self._held_pause = _HELD_SECONDS
             for run in self._pools.values():
                 run.demand.made_ready()
         return told

@@ -582,3 +582,24 @@ def test_keys_are_freed_by_key_where_an_analyze_found_the_table_emptied(clean_ds
         assert read < 200
 
     run(clean_dsn, test)
+
+
+@pytest.mark.parametrize("end", [COMPLETED, DISCARDED])
+def test_more_children_than_a_batch_that_are_held_keep_no_others_from_being_told(clean_dsn: str, end: JobState) -> None:
+    async def test(conn: Conn, worker_id: UUID) -> None:
+        parents = await enqueue(conn, 2)
+        held = await enqueue(conn, 15, depends_on=parents[:1])
+        other = await one(conn, depends_on=parents[1:])
+        async with await connect(clean_dsn) as application:
+            async with application.transaction():
+                if end is COMPLETED:
+                    await application.execute("SELECT roost.cancel(id) FROM unnest(%s) AS h(id)", (held,))
+                    await complete_next(conn, worker_id)
+                else:  # what is to be cancelled is held by who depends on it, too
+                    await one(application, depends_on=held, queue="elsewhere")
+                    await end_next(conn, worker_id, end)
+                assert await value(conn, "SELECT told FROM roost.follow_parents(%s, 10)", parents) == 1
+                assert await public_state(conn, other) is (JobState.AVAILABLE if end is COMPLETED else CANCELLED)
+        await follow(conn)
+
+    run(clean_dsn, test)
