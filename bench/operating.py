@@ -14,7 +14,7 @@ from typing import Any
 
 import psycopg
 
-from bench import rows
+from bench import explaining, rows
 from bench.figures import Aim, Figure, median
 from bench.rig import Rig, connect
 from bench.scale import Scale
@@ -58,6 +58,7 @@ def measure(rig: Rig, scale: Scale) -> Iterator[Figure]:
         yield timed("… a tag that nobody has: all are read", lambda: roost.list_jobs(tag="nobody"), aim=None)
         yield timed("… a text that no error has: all errors are read", lambda: roost.list_jobs(error="none"), aim=None)
         yield timed("… count of the discarded", roost.count_discarded, aim=None)
+        yield from explaining.figures(dsn, scale.operating_rounds)  # adds jobs and workers
 
 
 @contextmanager

@@ -27,6 +27,7 @@ def test_all_dependents_of_a_cancelled_job_are_told_at_one_poll(dsn: str) -> Non
             on_unknown_claims=lambda _: None,
             known_leases=set,
             may_claim=lambda: True,
+            is_deaf=lambda: False,
         )
         async with await connect(dsn) as conn, asyncio.timeout(60):
             (parent,) = await enqueue(conn)

@@ -5,7 +5,7 @@
 -- Locks: the claims and job rows named, in order of id: a batch repeated while its first sending still runs can't deadlock.
 -- On what another has locked (a cancel in an open transaction, an enqueue that depends on the job) it waits for
 -- lock_timeout: see lock_claims.sql.
--- Index: primary keys; the update of job_rows is HOT.
+-- Index: primary keys; the update of job_rows is HOT where it adds no error and does not discard or cancel.
 WITH outcome AS MATERIALIZED (
     SELECT o.job_id, o.lease, o.state, o.delay_seconds, o.error, o.counts_attempt, o.counts_crash
       FROM unnest(%(job_ids)s::bigint[], %(leases)s::bigint[], %(states)s::text[], %(delays)s::float8[],
