@@ -165,6 +165,8 @@ def assert_commands_work(daemon: Daemon, jobs: Jobs, pooled: str, capsys: pytest
     run("resume", "default")
     assert run("show", job_id)["state"] == "discarded"
     assert len(run("jobs")) > 0
+    assert [job["id"] for job in run("jobs", "--state", "discarded", "--newer-than", "1h", "--limit", 1)]
+    assert run("explain", job_id)["code"] == "discarded"
     daemon.let_go("cancelled")
     run("retry", cancelled)
     assert run("requeue", "--discarded", "--yes")["jobs"] >= 1
