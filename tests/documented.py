@@ -31,7 +31,9 @@ from roostd.config import load
 DSN = "postgresql:///app"
 PATIENCE_SECONDS = 60.0
 _FENCE = re.compile(r"^(?:<!-- (not run: .*?) -->\n+)?```(\w+)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
-_LOOKS = re.compile(r"(cat |ls |roostctl (-c \S+ )?(jobs|show|explain|workers|queues|queue list|status|cron list|cron next)\b)")
+_LOOKS = re.compile(
+    r"(cat |ls |roostctl (-c \S+ )?(jobs|show|explain|workers|queues|queue list|status|cron list|cron next)\b)"
+)
 _SAME_WHATEVER = [
     (re.compile(r"\d{4}-\d\d-\d\d[T ]\d\d:\d\d:\d\d(\.\d+)?(Z|[+-]\d\d(:?\d\d)?)?"), "(time)"),
     (re.compile(r"\b[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}\b"), "(id)"),
