@@ -603,7 +603,6 @@ class Histories(RuleBasedStateMachine):
         moment = self.moment()
         for job in found:
             self.restart(job, moment)
-            job.place = "ready"  # whatever its limits, as when a worker puts it back
 
     @rule(queue=st.sampled_from(QUEUES), paused=st.sampled_from([True, False, False]))
     def pause_or_resume(self, queue: str, paused: bool) -> None:

@@ -97,7 +97,7 @@ def test_a_job_of_a_throttled_task_waits_in_throttled(clean_dsn: str, way: str) 
     asyncio.run(main())
 
 
-@pytest.mark.parametrize("way", ["enqueued before", "scheduled", "failed", "released", "rescued", "requeued"])
+@pytest.mark.parametrize("way", ["enqueued before", "scheduled", "failed", "released", "rescued"])
 def test_a_claim_sets_aside_what_it_meets_of_a_throttled_task(clean_dsn: str, way: str) -> None:
     async def main() -> None:
         async with await connect(clean_dsn) as conn:
@@ -111,7 +111,7 @@ def test_a_claim_sets_aside_what_it_meets_of_a_throttled_task(clean_dsn: str, wa
                 await conn.execute("UPDATE roost.scheduled SET scheduled_at = '2020-01-01Z'")
                 assert await statements.promote(conn) == (1, None, True)
             elif way != "enqueued before":
-                (job_id,) = await enqueue(conn, max_attempts=1 if way == "requeued" else 3)
+                (job_id,) = await enqueue(conn, max_attempts=3)
                 (job,) = (await look(conn, worker_id)).jobs
                 match way:
                     case "failed":
@@ -121,10 +121,6 @@ def test_a_claim_sets_aside_what_it_meets_of_a_throttled_task(clean_dsn: str, wa
                     case "rescued":
                         await statements.remove_workers(conn, [worker_id])
                         await statements.rescue(conn, reason="gone", error_cap=5)
-                    case "requeued":
-                        await statements.settle(conn, [settlement(job_id, job.lease, JobState.DISCARDED)], 5)
-                        with Roost(clean_dsn) as roost:
-                            assert roost.requeue_discarded() == 1
             (free,) = await enqueue(conn, task="free")
             met, claimed = await claim(conn, other)
             assert (met.lease, met.task, claimed.id) == (0, "a", free)
