@@ -123,7 +123,7 @@ async def reap(link: Link, settings: WorkerConfig) -> int:
 
 async def note_ended(link: Link) -> None:
     """Has dependents told of what was ended by workers of a version from before there were any."""
-    last: int | None = -(2**63)
+    last: int | None = 1 - 2**63  # as a literal, the least of all is out of range
     while last is not None:
         last = await link.run(lambda conn, after=last: statements.note_ended(conn, after))  # type: ignore[misc]
 
