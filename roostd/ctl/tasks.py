@@ -61,7 +61,7 @@ def tasks() -> int | None:
                 row["timeout_seconds"],
                 row["rate_per_minute"],
                 row["max_concurrency"],
-                ",".join(row["workers"]),
+                ",".join(sorted(row["workers"])),
             )
             for row in rows
         ],

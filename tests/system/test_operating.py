@@ -29,12 +29,12 @@ SETTINGS = {
 }
 
 
-def roostctl(jobs: Jobs, command: str, answer: str = "") -> str:
+def roostctl(jobs: Jobs, command: str) -> str:
     """What a command prints; it must succeed."""
     done = subprocess.run(
         [COMMAND.with_name("roostctl"), *command.split()],
         env={**os.environ, "ROOST_DSN": jobs.dsn},
-        input=answer,
+        stdin=subprocess.DEVNULL,
         capture_output=True,
         text=True,
         timeout=60,
@@ -153,7 +153,7 @@ def test_requeue_discarded_zeroes_the_attempts_and_clears_the_request_to_cancel(
         assert shared_jobs.wait(job_id).state == "discarded"
     shared_jobs.query("UPDATE roost.job_rows SET cancel_requested = true WHERE id = %s", ids[0])
     roostctl(shared_jobs, "queue pause emails")  # to see them before they run
-    roostctl(shared_jobs, "requeue --discarded", answer="y\n")
+    roostctl(shared_jobs, "requeue --discarded --yes")
     for job in map(shared_jobs.get, ids):
         assert (job.state, job.attempt, job.cancel_requested) == ("available", 0, False)
         assert len(job.errors) == 1
