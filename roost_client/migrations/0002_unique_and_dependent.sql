@@ -10,6 +10,9 @@
 -- An enqueue that depends on a job locks its row FOR SHARE until the end of its transaction. So the job's end is either
 -- seen by the enqueue or waits for it and sees its edges, and enqueues don't wait for each other. Nothing else of a worker
 -- waits: what it starts is decided in the narrow tables, and an outcome that meets such a lock is put aside.
+--
+-- What these functions call that must know of throttles, too (enqueue, make_due, unplace, try_retry), is in 0005, and of the
+-- archive (lock_parents) in 0006.
 
 CREATE TABLE roost.unique_keys (
     unique_key text COLLATE "C" PRIMARY KEY CHECK (char_length(unique_key) BETWEEN 1 AND 512),
@@ -230,36 +233,6 @@ LANGUAGE sql STABLE AS $$
                20)
 $$;
 
--- Puts jobs, which must be in none of the narrow tables, where they belong by their scheduled_at.
-CREATE FUNCTION roost.make_due(job_ids bigint[]) RETURNS void
-LANGUAGE plpgsql AS $$
-#variable_conflict use_variable
-DECLARE
-    due_queue text;
-BEGIN
-    INSERT INTO roost.scheduled (scheduled_at, job_id, priority, queue)
-    SELECT j.scheduled_at, j.id, j.priority, j.queue FROM roost.job_rows j
-     WHERE j.id = ANY (job_ids) AND j.scheduled_at > now();
-    FOR due_queue IN
-        WITH due AS (
-            INSERT INTO roost.ready AS r (queue, priority, scheduled_at, job_id)
-            SELECT j.queue, j.priority, j.scheduled_at, j.id FROM roost.job_rows j
-             WHERE j.id = ANY (job_ids) AND j.scheduled_at <= now()
-            RETURNING r.queue
-        )
-        SELECT DISTINCT due.queue FROM due
-    LOOP
-        PERFORM roost.notify_idle(due_queue);
-    END LOOP;
-END $$;
-
--- The state of each of these jobs that there is ('available' also for one that runs), kept from ending until the end of
--- the caller's transaction.
-CREATE FUNCTION roost.lock_parents(job_ids bigint[]) RETURNS TABLE (id bigint, state text)
-LANGUAGE sql AS $$
-    SELECT j.id, j.state FROM roost.job_rows j WHERE j.id = ANY (job_ids) ORDER BY j.id FOR SHARE
-$$;
-
 -- Has a job that is in none of the narrow tables wait for those of its parents that have not completed. Returns how many
 -- these are; or, with nothing changed, a parent that was discarded or cancelled, and its state.
 CREATE FUNCTION roost.block(job_id bigint, queue text, parents bigint[],
@@ -316,18 +289,6 @@ BEGIN
            AND NOT EXISTS (SELECT 1 FROM roost.job_rows j WHERE j.id = holder AND j.state IN ('available', 'retryable'));
     END LOOP;
     RAISE EXCEPTION 'cannot take unique_key %: it is freed and taken without end', quote_literal(key);
-END $$;
-
--- Takes a job out of where it waits. Returns false where it doesn't wait: it runs or has ended.
-CREATE FUNCTION roost.unplace(job roost.job_rows) RETURNS boolean
-LANGUAGE plpgsql AS $$
-BEGIN
-    DELETE FROM roost.ready r
-     WHERE r.queue = job.queue AND r.priority = job.priority AND r.scheduled_at = job.scheduled_at AND r.job_id = job.id;
-    IF NOT FOUND THEN
-        DELETE FROM roost.scheduled s WHERE s.scheduled_at = job.scheduled_at AND s.job_id = job.id;
-    END IF;
-    RETURN FOUND;
 END $$;
 
 -- Gives a waiting job other arguments and another time. Returns NULL where there is no such job any more or it has ended,
@@ -435,90 +396,6 @@ BEGIN
         END IF;
     END IF;
     PERFORM roost.make_due(ARRAY[new_id]);
-END $$;
-
-DROP FUNCTION roost.enqueue(text, jsonb, text, integer, integer, timestamptz, text, text[], integer, bigint[], jsonb);
-
--- Adds one job in the caller's transaction and returns its id. on_duplicate says what to do where an active job has its
--- unique_key: 'raise' an error, 'return' that job's id, or 'replace' its args and scheduled_at if it still waits.
-CREATE FUNCTION roost.enqueue(
-    task            text,
-    args            jsonb       DEFAULT '{}',
-    queue           text        DEFAULT 'default',
-    priority        integer     DEFAULT 0,
-    max_attempts    integer     DEFAULT 20,
-    scheduled_at    timestamptz DEFAULT NULL,
-    unique_key      text        DEFAULT NULL,
-    tags            text[]      DEFAULT NULL,
-    timeout_seconds integer     DEFAULT NULL,
-    depends_on      bigint[]    DEFAULT NULL,
-    metadata        jsonb       DEFAULT NULL,
-    on_duplicate    text        DEFAULT 'raise'
-) RETURNS bigint
-LANGUAGE plpgsql AS $$
-#variable_conflict use_variable
-DECLARE
-    due_at timestamptz := coalesce(scheduled_at, now());
-    job_id bigint;
-    tried  record;
-BEGIN
-    IF task IS NULL OR char_length(task) NOT BETWEEN 1 AND 128 THEN
-        RAISE invalid_parameter_value USING MESSAGE = format('cannot enqueue task %L: task must have 1 to 128 characters', left(task, 200));
-    ELSIF queue IS NULL OR char_length(queue) NOT BETWEEN 1 AND 128 THEN
-        RAISE invalid_parameter_value USING MESSAGE = format('cannot enqueue %L: queue must have 1 to 128 characters, not %L', task, left(queue, 200));
-    ELSIF args IS NULL OR jsonb_typeof(args) <> 'object' THEN
-        RAISE invalid_parameter_value USING MESSAGE = format('cannot enqueue %L: args must be a JSON object, not %s', task, coalesce(jsonb_typeof(args), 'NULL'));
-    ELSIF octet_length(args::text) > 1048576 THEN
-        RAISE invalid_parameter_value USING MESSAGE = format('cannot enqueue %L: args take %s bytes, more than 1048576: store the data elsewhere and pass a reference', task, octet_length(args::text));
-    ELSIF priority IS NULL THEN
-        RAISE invalid_parameter_value USING MESSAGE = format('cannot enqueue %L: priority must be an integer, not NULL', task);
-    ELSIF max_attempts IS NULL OR max_attempts < 1 THEN
-        RAISE invalid_parameter_value USING MESSAGE = format('cannot enqueue %L: max_attempts must be at least 1, not %s', task, coalesce(max_attempts::text, 'NULL'));
-    ELSIF timeout_seconds < 1 THEN
-        RAISE invalid_parameter_value USING MESSAGE = format('cannot enqueue %L: timeout_seconds must be at least 1, not %s', task, timeout_seconds);
-    ELSIF due_at < '0001-01-02 00:00:00+00' OR due_at >= '9999-12-31 00:00:00+00' THEN  -- what Python reads in any time zone
-        RAISE invalid_parameter_value USING MESSAGE = format('cannot enqueue %L: scheduled_at must lie in the years 1 to 9999, unlike %s', task, scheduled_at);
-    ELSIF array_position(tags, NULL) IS NOT NULL THEN
-        RAISE invalid_parameter_value USING MESSAGE = format('cannot enqueue %L: tags must not hold NULL', task);
-    ELSIF metadata IS NOT NULL AND jsonb_typeof(metadata) <> 'object' THEN
-        RAISE invalid_parameter_value USING MESSAGE = format('cannot enqueue %L: metadata must be a JSON object, not %s', task, jsonb_typeof(metadata));
-    ELSIF octet_length(metadata::text) > 1048576 THEN
-        RAISE invalid_parameter_value USING MESSAGE = format('cannot enqueue %L: metadata takes %s bytes, more than 1048576', task, octet_length(metadata::text));
-    ELSIF unique_key IS NOT NULL OR depends_on IS NOT NULL OR on_duplicate IS DISTINCT FROM 'raise' THEN
-        IF char_length(unique_key) NOT BETWEEN 1 AND 512 THEN
-            RAISE invalid_parameter_value USING MESSAGE = format('cannot enqueue %L: unique_key must have 1 to 512 characters, not %s', task, char_length(unique_key));
-        ELSIF on_duplicate IS NULL OR on_duplicate NOT IN ('raise', 'return', 'replace') THEN
-            RAISE invalid_parameter_value USING MESSAGE = format('cannot enqueue %L: on_duplicate must be raise, return or replace, not %L', task, on_duplicate);
-        ELSIF on_duplicate <> 'raise' AND unique_key IS NULL THEN
-            RAISE invalid_parameter_value USING MESSAGE = format('cannot enqueue %L: on_duplicate is of no use without a unique_key', task);
-        ELSIF array_position(depends_on, NULL) IS NOT NULL THEN
-            RAISE invalid_parameter_value USING MESSAGE = format('cannot enqueue %L: depends_on must not hold NULL', task);
-        END IF;
-        tried := roost.try_enqueue(task, args, queue, priority, max_attempts, scheduled_at, unique_key, tags, timeout_seconds,
-                                   depends_on, metadata, on_duplicate);
-        IF tried.unknown_parents IS NOT NULL THEN
-            RAISE foreign_key_violation USING MESSAGE = format('cannot enqueue %L: depends_on names job %s, which does not exist', task, tried.unknown_parents[1]);
-        ELSIF tried.duplicate_of IS NOT NULL THEN
-            RAISE unique_violation USING MESSAGE = format('cannot enqueue %L: unique_key %L is that of job %s, which is active', task, unique_key, tried.duplicate_of),
-                                         DETAIL = tried.duplicate_of::text;
-        END IF;
-        RETURN tried.job_id;
-    END IF;
-
-    INSERT INTO roost.job_rows
-           (queue, task, args, priority, max_attempts, scheduled_at, tags, timeout_seconds, metadata)
-    VALUES (queue, task, args, priority, max_attempts, due_at, nullif(tags, '{}'), timeout_seconds, nullif(metadata, '{}'))
-    RETURNING id INTO job_id;
-
-    IF due_at <= now() THEN
-        INSERT INTO roost.ready (queue, priority, scheduled_at, job_id) VALUES (queue, priority, due_at, job_id);
-        IF EXISTS (SELECT 1 FROM roost.idle_workers w WHERE w.idle AND queue = ANY (w.queues)) THEN
-            PERFORM pg_notify('roost_inserted', queue);
-        END IF;
-    ELSE
-        INSERT INTO roost.scheduled (scheduled_at, job_id, priority, queue) VALUES (due_at, job_id, priority, queue);
-    END IF;
-    RETURN job_id;
 END $$;
 
 -- roost.enqueue_many for jobs of which any has a unique_key or depends on another. Beside what that takes: unique_keys[i]
@@ -739,79 +616,6 @@ BEGIN
         ELSE
             PERFORM 1 FROM roost.job_rows j WHERE j.id = each.id FOR SHARE;
         END IF;
-    END LOOP;
-END $$;
-
--- roost.retry, but that an active job has its key (`duplicate_of`), or that a parent of it is dead, is a result here: then
--- `state` is as it was, and nothing is changed. `dependents` counts those that were revived with it.
--- Locks in the order of cancel and of the worker's statements: the narrow tables first, then job_rows.
-CREATE FUNCTION roost.try_retry(
-    job_id bigint, with_dependents boolean DEFAULT false,
-    OUT state text, OUT duplicate_of bigint, OUT dead_parent bigint, OUT dependents bigint
-)
-LANGUAGE plpgsql AS $$
-#variable_conflict use_variable
-DECLARE
-    job      roost.job_rows%ROWTYPE;
-    tried    record;
-    parents  bigint[];
-    next     integer := 1;
-    child_id bigint;
-BEGIN
-    dependents := 0;
-    FOR round IN 1..1000 LOOP  -- as in cancel
-        SELECT * INTO job FROM roost.job_rows j WHERE j.id = job_id;
-        state := job.state;
-        IF NOT FOUND OR state = 'completed' THEN
-            RETURN;
-        ELSIF state IN ('discarded', 'cancelled') THEN
-            IF with_dependents THEN
-                PERFORM roost.lock_with_dependents(job_id);
-            END IF;
-            tried := roost.revive(job_id);
-            duplicate_of := tried.duplicate_of;
-            dead_parent := tried.dead_parent;
-            EXIT WHEN tried.revived;
-            CONTINUE WHEN duplicate_of IS NULL AND dead_parent IS NULL;  -- another has just retried it
-            RETURN;
-        END IF;
-        DELETE FROM roost.scheduled s WHERE s.scheduled_at = job.scheduled_at AND s.job_id = job_id;
-        IF FOUND THEN
-            UPDATE roost.job_rows j SET scheduled_at = now() WHERE j.id = job_id AND j.state = state;
-            PERFORM roost.make_due(ARRAY[job_id]);
-            EXIT;
-        END IF;
-        PERFORM 1 FROM roost.blocked b WHERE b.job_id = job_id FOR UPDATE;
-        IF FOUND THEN
-            UPDATE roost.job_rows j SET scheduled_at = now() WHERE j.id = job_id AND j.state = state AND j.scheduled_at > now();
-            EXIT;
-        ELSIF EXISTS (SELECT 1 FROM roost.claims c WHERE c.job_id = job_id) THEN
-            state := 'executing';
-            RETURN;
-        END IF;
-        EXIT WHEN EXISTS (SELECT 1 FROM roost.ready r
-                           WHERE r.queue = job.queue AND r.priority = job.priority
-                             AND r.scheduled_at = job.scheduled_at AND r.job_id = job_id);
-        IF round = 1000 THEN
-            RAISE EXCEPTION 'cannot retry job %: it is in none of ready, scheduled, blocked and claims', job_id;
-        END IF;
-    END LOOP;
-
-    -- Those that were cancelled by a dead parent, not by a cancel of their own.
-    parents := CASE WHEN with_dependents THEN ARRAY[job_id] ELSE '{}' END;
-    WHILE next <= cardinality(parents) LOOP
-        FOR child_id IN
-            SELECT d.child_id FROM roost.cancelled_dependents d
-              JOIN roost.job_rows j ON j.id = d.child_id AND j.state = 'cancelled' AND NOT j.cancel_requested
-             WHERE d.parent_id = parents[next]
-             ORDER BY d.child_id
-        LOOP
-            IF (roost.revive(child_id)).revived THEN
-                parents := parents || child_id;
-                dependents := dependents + 1;
-            END IF;
-        END LOOP;
-        next := next + 1;
     END LOOP;
 END $$;
 

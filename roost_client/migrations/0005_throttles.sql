@@ -237,7 +237,7 @@ BEGIN
 END $$;
 
 -- Takes a job out of where it waits. Returns false where it doesn't wait: it runs or has ended.
-CREATE OR REPLACE FUNCTION roost.unplace(job roost.job_rows) RETURNS boolean
+CREATE FUNCTION roost.unplace(job roost.job_rows) RETURNS boolean
 LANGUAGE plpgsql AS $$
 BEGIN
     DELETE FROM roost.ready r
@@ -254,7 +254,7 @@ BEGIN
 END $$;
 
 -- Puts jobs, which must be in none of the narrow tables, where they belong by their scheduled_at.
-CREATE OR REPLACE FUNCTION roost.make_due(job_ids bigint[]) RETURNS void
+CREATE FUNCTION roost.make_due(job_ids bigint[]) RETURNS void
 LANGUAGE plpgsql AS $$
 #variable_conflict use_variable
 DECLARE
@@ -282,9 +282,11 @@ BEGIN
     END LOOP;
 END $$;
 
+DROP FUNCTION roost.enqueue(text, jsonb, text, integer, integer, timestamptz, text, text[], integer, bigint[], jsonb);
+
 -- Adds one job in the caller's transaction and returns its id. on_duplicate says what to do where an active job has its
 -- unique_key: 'raise' an error, 'return' that job's id, or 'replace' its args and scheduled_at if it still waits.
-CREATE OR REPLACE FUNCTION roost.enqueue(
+CREATE FUNCTION roost.enqueue(
     task            text,
     args            jsonb       DEFAULT '{}',
     queue           text        DEFAULT 'default',
@@ -418,7 +420,7 @@ END $$;
 -- roost.retry, but that an active job has its key (`duplicate_of`), or that a parent of it is dead, is a result here: then
 -- `state` is as it was, and nothing is changed. `dependents` counts those that were revived with it.
 -- Locks in the order of cancel and of the worker's statements: the narrow tables first, then job_rows.
-CREATE OR REPLACE FUNCTION roost.try_retry(
+CREATE FUNCTION roost.try_retry(
     job_id bigint, with_dependents boolean DEFAULT false,
     OUT state text, OUT duplicate_of bigint, OUT dead_parent bigint, OUT dependents bigint
 )

@@ -50,7 +50,7 @@ $$;
 
 -- The state of each of these jobs that there is ('available' also for one that runs), kept from ending until the end of
 -- the caller's transaction. In two statements: what is archived while the first waits, the second sees.
-CREATE OR REPLACE FUNCTION roost.lock_parents(job_ids bigint[]) RETURNS TABLE (id bigint, state text)
+CREATE FUNCTION roost.lock_parents(job_ids bigint[]) RETURNS TABLE (id bigint, state text)
 LANGUAGE plpgsql AS $$
 #variable_conflict use_column
 BEGIN

@@ -83,6 +83,7 @@ def _names(
     given = context.params.get(parameter.name or "")
     used = set(given) if isinstance(given, (list, tuple)) else set()
     names: list[str] = []
+    # Whatever is wrong, a word in the middle of the line that is being typed would be worse than no names.
     with contextlib.suppress(Exception):
         conninfo = make_conninfo(context.ensure_object(Invocation).conninfo(), connect_timeout=_SECONDS)
         with psycopg.connect(conninfo) as conn:
