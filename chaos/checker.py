@@ -46,7 +46,6 @@ MORE_BYTES_A_FAULT = 4 << 10
 # The same for the mean of all processes of a role: lives are short, and a small leak shows in none of them alone.
 MORE_BYTES_IN_THE_MEAN = 256 << 10
 MORE_BYTES_A_FAULT_IN_THE_MEAN = 8 << 10
-FIRST_CONNECTION_BYTES = 1536 << 10  # what psycopg and libpq take when a child's handler first connects to the database
 
 # Faults that end a worker, or have it declared dead: only they may free its claims by the hands of others.
 DEADLY = frozenset(
@@ -605,8 +604,7 @@ def nobody_grows(case: Case, findings: Findings) -> Iterator[Violation]:
         if grown > MORE_BYTES + faults * MORE_BYTES_A_FAULT:
             yield Violation("growth", f"{role} {pid} of {master} grew by {grown >> 10} KiB through {faults} faults")
     for role, grown_by in unexpected.items():
-        allowed = MORE_BYTES_IN_THE_MEAN + (FIRST_CONNECTION_BYTES if role == "child" else 0)
-        if (mean := statistics.mean(grown_by)) > allowed:
+        if (mean := statistics.mean(grown_by)) > MORE_BYTES_IN_THE_MEAN:
             what = f"a {role} grew by {mean / 1024:.0f} KiB in the mean of {len(grown_by)} lives"
             yield Violation("growth", f"{what}, beside {MORE_BYTES_A_FAULT_IN_THE_MEAN >> 10} KiB a fault")
 

@@ -573,7 +573,7 @@ def test_a_process_whose_files_or_memory_grow_is_found(role: str) -> None:
     assert grown(6, 0) == ["growth"]  # what is open of one child
     assert grown(0, 0, connections=(0,) * 10 + (4,) * 11) == []
     assert grown(0, 0, connections=(4,) * 10 + (9,) * 11) == ["growth"]
-    assert grown(0, 3_100) == ["growth"]  # the mean
+    assert grown(0, 1_500) == ["growth"]  # the mean
     assert grown(0, 5_000) == ["growth", "growth"]
 
 
