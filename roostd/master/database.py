@@ -36,7 +36,9 @@ _KEEPALIVE = {
 # Whatever the role or the database has set: each of these would break or stall what the daemon does.
 _SESSION = (
     "SET timezone = 'UTC'; SET default_transaction_isolation = 'read committed'; SET statement_timeout = 0; "
-    "SET lock_timeout = 0; SET idle_in_transaction_session_timeout = 0; SET idle_session_timeout = 0"
+    "SET lock_timeout = 0; SET idle_in_transaction_session_timeout = 0; SET idle_session_timeout = 0; "
+    # A function that others have put there, and whose parameters fit better, would run in place of PostgreSQL's.
+    "SET search_path = pg_catalog, pg_temp"
 )
 # The SQLSTATE classes of a statement that its own values broke: data, constraint, syntax or type, program limit.
 _STATEMENT_CLASSES = frozenset({"22", "23", "42", "54"})

@@ -1,7 +1,7 @@
 """The database's clock, which a test may set ahead, so that it need not wait for the full minute.
 
-Whoever connects with `dsn` finds now() in a schema of the test's, which comes before pg_catalog in its search path. The
-defaults of columns keep the server's own time.
+The test puts a now() in the place of PostgreSQL's: each database has a pg_catalog of its own. The defaults of columns
+know the function by its number, and keep the server's own time.
 """
 
 from __future__ import annotations
@@ -20,11 +20,13 @@ class DatabaseClock:
         with psycopg.connect(dsn, autocommit=True) as conn:
             conn.execute("CREATE SCHEMA clock")
             conn.execute("CREATE TABLE clock.setting AS SELECT interval '0' AS ahead")
+            conn.execute("SET allow_system_table_mods = on")
+            conn.execute("ALTER FUNCTION pg_catalog.now() RENAME TO server_now")
             conn.execute(
-                "CREATE FUNCTION clock.now() RETURNS timestamptz LANGUAGE sql STABLE AS"
-                " 'SELECT pg_catalog.now() + (SELECT ahead FROM clock.setting)'"
+                "CREATE FUNCTION pg_catalog.now() RETURNS timestamptz LANGUAGE sql STABLE AS"
+                " 'SELECT pg_catalog.server_now() + (SELECT ahead FROM clock.setting)'"
             )
-        self.dsn = make_conninfo(dsn, options="-c search_path=clock,pg_catalog,public -c timezone=UTC")
+        self.dsn = make_conninfo(dsn, options="-c timezone=UTC")
 
     def now(self) -> datetime:
         (row,) = self._run("SELECT now()")

@@ -14,8 +14,6 @@ from typing import Any
 
 import psycopg
 import pytest
-from psycopg import sql
-from psycopg.conninfo import conninfo_to_dict
 
 from roost_client import DuplicateUniqueJobError, JobInsert, Roost
 from roostd.ctl import main as roostctl
@@ -53,9 +51,6 @@ def test_everything_but_listen_works_and_what_would_be_heard_is_polled(
     start_daemon: StartDaemon, jobs: Jobs, bouncer: Bouncer, folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     clock = DatabaseClock(jobs.dsn)
-    name = sql.Identifier(str(conninfo_to_dict(jobs.dsn)["dbname"])).as_string()
-    # The pooler's server connections read the test's clock, too.
-    jobs.query(f"ALTER DATABASE {name} SET search_path = clock, pg_catalog, public")
     (folder / "shop").mkdir()
     (folder / "shop" / "shop.py").write_text(SHOP)
     settings: Settings = {
