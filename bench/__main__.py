@@ -19,7 +19,7 @@ from bench.rig import BenchError, Rig
 from bench.scale import FULL, QUICK, Scale
 from roostd.embedded import EmbeddedError, EmbeddedPostgres
 
-LIMIT_SECONDS = 900  # for all of it; it takes about a third on two cores
+LIMIT_SECONDS = 1800  # for all of it; it takes about half on two cores
 MEASUREMENTS: dict[str, Callable[[Rig, Scale], Iterable[Figure]]] = {
     "drain": drain.measure,
     "latency": latency.measure,

@@ -930,7 +930,7 @@ class Master:
                 self._writer.complete(job, frame.body.decode() if frame.body else None)
                 return
             if frame.kind is FrameKind.COMMITTED:
-                self._writer.written_by_handler()
+                self._writer.written_by_handler(job.id, job.lease)
                 if frame.body:
                     error = str(json.loads(frame.body)["error"])
                     _log.warning("job.failed_after_commit", **_named(job), error=error)

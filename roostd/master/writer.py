@@ -113,9 +113,11 @@ class Writer:
     def settle(self, settlement: Settlement) -> None:
         self._settlements.append(settlement)
 
-    def written_by_handler(self) -> None:
+    def written_by_handler(self, job_id: int, lease: int) -> None:
         """Takes in that a handler completed its job in a transaction of its own: it is not for us to write."""
         self.written += 1
+        self._on_ended([lease])
+        self._on_parents([job_id])  # whether any job depends on it, only the handler's transaction was told
 
     def flush_within(self, seconds: float) -> None:
         """Has what is here written at the latest after `seconds`; earlier when the batch is full."""
@@ -279,7 +281,7 @@ class Writer:
             if state is not None:
                 self._on_settled(settlement, state)
             elif settlement.unconfirmed and settlement.lease not in self._locked:
-                self.written += 1  # by its handler
+                self.written_by_handler(settlement.job_id, settlement.lease)
 
     def _report_lost(self, jobs: Sequence[ClaimedJob]) -> None:
         for job in jobs:

@@ -77,6 +77,18 @@ def test_a_job_completes_in_its_own_transaction_and_no_lease_seems_lost(
     assert not daemon.entries("job.ended")
 
 
+@pytest.mark.parametrize("nested", [False, True], ids=["committed", "unconfirmed"])
+def test_what_depends_on_a_job_that_completes_itself_runs_at_once(
+    start_daemon: StartDaemon, counting: Jobs, nested: bool
+) -> None:
+    start_daemon({"worker": {"poll_interval": 60.0}})  # which would be too slow
+    chain: list[JobInsert] = []
+    for _ in range(10):
+        chain.append(JobInsert("add_one", {"dsn": counting.dsn, "nested": nested}, depends_on=chain[-1:]))
+    counting.roost.enqueue_many(chain)
+    eventually(lambda: counter(counting) == 10, "end of the chain", seconds=40)
+
+
 def test_jobs_that_complete_themselves_count_among_those_that_ended(start_daemon: StartDaemon, counting: Jobs) -> None:
     for nested in (False, True):
         counting.add_many(10, "add_one", {"dsn": counting.dsn, "nested": nested})

@@ -23,7 +23,8 @@ SEED = int(os.environ.get("KILL_SEED", random.SystemRandom().randrange(10**6)))
 SHOP = """
 import fcntl, os, time
 from pathlib import Path
-from roost_client import job
+import psycopg
+from roost_client import current_job, job
 
 HERE = Path(__file__).parent
 
@@ -32,7 +33,7 @@ def note(name, line):
         file.write(f"{{line}}\\n")
 
 @job("slow", {slow})
-def slow(seconds=0.0, key=None, slots={slots}):
+def slow(seconds=0.0, key=None, slots={slots}, dsn=None):
     with open(os.devnull) as nothing:
         for number in range(slots):
             slot = open(HERE / f"slot-{{number}}", "a")
@@ -50,6 +51,9 @@ def slow(seconds=0.0, key=None, slots={slots}):
                 time.sleep(0.005)
         time.sleep(seconds)
         slot.close()
+    if dsn is not None:
+        with psycopg.connect(dsn) as conn, current_job().transaction(conn):
+            pass
 
 @job("rated", {rated})
 def rated(seconds=0.0):
@@ -112,11 +116,14 @@ def test_three_masters_never_run_more_at_once_than_one_task_may(
     assert jobs.query("SELECT id FROM roost.jobs WHERE attempt <> 1") == []
 
 
-def test_a_place_that_becomes_free_is_filled_at_once(start_daemon: StartDaemon, jobs: Jobs, shop: Shop) -> None:
+@pytest.mark.parametrize("by_itself", [False, True], ids=["completed", "completed by itself"])
+def test_a_place_that_becomes_free_is_filled_at_once(
+    start_daemon: StartDaemon, jobs: Jobs, shop: Shop, by_itself: bool
+) -> None:
     shop.write(slow="max_concurrency=1")
     start_daemon(shop.settings(poll_interval=20))
     jobs.query("UPDATE roost.throttles SET limited_since = '2020-01-01Z'")
-    jobs.wait_all(jobs.add_many(20, "slow"), seconds=15)
+    jobs.wait_all(jobs.add_many(20, "slow", {"dsn": jobs.dsn} if by_itself else {}), seconds=15)
     assert shop.lines("exceeded.txt") == []
 
 
