@@ -158,11 +158,12 @@ class Claimer:
         claimed = 0
         while not self.stopped:
             await self._declare()
-            promoted, _, limits = await self._link.run(statements.promote)
-            told = await self._follow(None)
+            promotion = await self._link.run(statements.promote)
+            promoted = promotion.jobs
+            told = await self._follow(None) if promotion.ended_parents else 0
             got = 0
             for run in list(self._pools.values()):
-                if limits:
+                if promotion.limits:
                     got += await self._look(run)
                 if limit := self._demand(run):
                     got += await self._claim(run, limit, everywhere(run.config.queues))
@@ -243,25 +244,26 @@ class Claimer:
 
         async def poll(
             conn: AsyncConnection,
-        ) -> tuple[_Timed[tuple[int, float | None, bool]], list[_Timed[list[ClaimedJob]]]]:
+        ) -> tuple[_Timed[statements.Promotion], list[_Timed[list[ClaimedJob]]]]:
             async with conn.transaction():
                 return (
                     await self._timed(statements.promote(conn, past_seconds)),
                     [await self._timed(statements.claim(conn, worker_id, ranges, limit)) for _, limit, ranges in asked],
                 )
 
-        ((promoted, next_in, limits), seconds), answers = await self._link.run(poll)
-        self._promote_at = now + promote_in(promoted, next_in, self._poll_interval())
+        (promotion, seconds), answers = await self._link.run(poll)
+        promoted = promotion.jobs
+        self._promote_at = now + promote_in(promoted, promotion.next_in_seconds, self._poll_interval())
         if past_seconds is not None:
             self._promote_looks.took_elsewhere(seconds, promoted)
         elif promoted < PROMOTE_BATCH:
             self._promote_looks.took(seconds, promoted, self._loop.time())
         for run in self._pools.values():
-            run.throttled.limits = limits
+            run.throttled.limits = promotion.limits
         for (run, limit, ranges), answer in zip(asked, answers, strict=True):
             if self._took(run, limit, ranges, answer, now):
                 await self._set_aside(run, ranges)
-        if now >= self._follow_all_at:
+        if promotion.ended_parents and now >= self._follow_all_at:
             if await self._follow(None):
                 self._promote_at = now  # there may be more: a batch a poll would be few
             else:

@@ -186,13 +186,17 @@ async def lock_claims(conn: AsyncConnection, job_ids: Sequence[int], leases: Seq
     return {row[0] for row in rows}
 
 
-async def promote(conn: AsyncConnection, past_seconds: float | None = None) -> tuple[int, float | None, bool]:
-    """Makes due jobs ready, only those of the last `past_seconds` if given.
+class Promotion(NamedTuple):
+    jobs: int
+    next_in_seconds: float | None  # until the next one is due
+    limits: bool  # there are tasks with limits, or were
+    ended_parents: bool  # there is something for follow_parents to tell
 
-    Returns how many, the seconds until the next one is due, and whether there are tasks with limits, or were.
-    """
-    ((jobs, next_in_seconds, limits),) = await _run(conn, "promote", {"past_seconds": past_seconds})
-    return jobs, next_in_seconds, limits
+
+async def promote(conn: AsyncConnection, past_seconds: float | None = None) -> Promotion:
+    """Makes due jobs ready, only those of the last `past_seconds` if given."""
+    (row,) = await _run(conn, "promote", {"past_seconds": past_seconds})
+    return Promotion(*row)
 
 
 async def rescue(conn: AsyncConnection, *, reason: str, error_cap: int) -> dict[int, JobState]:

@@ -876,7 +876,7 @@ class Histories(RuleBasedStateMachine):
         self.promote_due(slot)
 
     def promote_due(self, slot: int) -> None:
-        jobs, next_in_seconds, _ = self.world.run(statements.promote(self.world.stores[slot]))
+        jobs, next_in_seconds, *_ = self.world.run(statements.promote(self.world.stores[slot]))
         due = [job for job in self.jobs.values() if job.place == "scheduled" and job.due.tick <= self.tick]
         assert jobs == len(due)
         for job in due:

@@ -109,7 +109,7 @@ def test_a_claim_sets_aside_what_it_meets_of_a_throttled_task(clean_dsn: str, wa
                 await enqueue(conn, scheduled_at="2200-01-01Z")
                 await conn.execute("UPDATE roost.job_rows SET scheduled_at = '2020-01-01Z'")
                 await conn.execute("UPDATE roost.scheduled SET scheduled_at = '2020-01-01Z'")
-                assert await statements.promote(conn) == (1, None, True)
+                assert await statements.promote(conn) == (1, None, True, False)
             elif way != "enqueued before":
                 (job_id,) = await enqueue(conn, max_attempts=3)
                 (job,) = (await look(conn, worker_id)).jobs

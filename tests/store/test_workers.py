@@ -311,27 +311,27 @@ def test_due_jobs_are_promoted_in_order_a_thousand_at_a_time(clean_dsn: str) -> 
             await conn.execute(
                 f"UPDATE roost.{table} SET scheduled_at = '2020-01-01Z'::timestamptz - make_interval(secs => {key})"
             )
-        assert await statements.promote(conn) == (1000, None, False)
+        assert await statements.promote(conn) == (1000, None, False, False)
         left = await rows(conn, "SELECT job_id FROM roost.scheduled ORDER BY job_id")
         assert [row["job_id"] for row in left] == ids[:200]  # of which each is due later than those after it
-        assert await statements.promote(conn) == (200, None, False)
-        assert await statements.promote(conn) == (0, None, False)
+        assert await statements.promote(conn) == (200, None, False, False)
+        assert await statements.promote(conn) == (0, None, False, False)
 
     run(clean_dsn, test)
 
 
 def test_a_promotion_says_when_the_next_job_is_due(clean_dsn: str) -> None:
     async def test(conn: Conn) -> None:
-        assert await statements.promote(conn) == (0, None, False)
+        assert await statements.promote(conn) == (0, None, False, False)
         await enqueue(conn, scheduled_at="2200-01-01Z")
         (soon,) = await enqueue(conn, queue="q", priority=7, scheduled_at="2100-01-01Z")
-        jobs, next_in_seconds, _ = await statements.promote(conn)
+        jobs, next_in_seconds, *_ = await statements.promote(conn)
         assert jobs == 0
         assert next_in_seconds == pytest.approx(await _seconds_until(conn, "2100-01-01Z"), abs=60)
         for table, key in (("job_rows", "id"), ("scheduled", "job_id")):
             query: Any = f"UPDATE roost.{table} SET scheduled_at = '2020-01-01Z' WHERE {key} = %s"
             await conn.execute(query, (soon,))
-        jobs, next_in_seconds, _ = await statements.promote(conn)
+        jobs, next_in_seconds, *_ = await statements.promote(conn)
         assert jobs == 1
         assert next_in_seconds == pytest.approx(await _seconds_until(conn, "2200-01-01Z"), abs=60)
         row = (await places(conn, soon))["ready"]

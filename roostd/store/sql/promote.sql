@@ -1,6 +1,7 @@
 -- Moves up to 1,000 scheduled jobs that are due to where they may be claimed, and tells idle workers of their queues.
 -- With past_seconds only jobs that fell due since then: see core/frontier.py.
--- Returns how many, in how many seconds the next one is due (null: none), and whether any task has, or had, limits.
+-- Returns how many, in how many seconds the next one is due (null: none), whether any task has, or had, limits, and whether
+-- there are parents whose end has yet to be told.
 -- Called by: every master, at every poll. Locks: the scheduled rows it moves (SKIP LOCKED). Index: scheduled's primary key.
 WITH due AS MATERIALIZED (
     SELECT s.ctid AS row_id
@@ -26,5 +27,6 @@ WITH due AS MATERIALIZED (
 SELECT told.jobs,
        (SELECT extract(epoch FROM s.scheduled_at - now())::float8 FROM roost.scheduled s
          WHERE s.scheduled_at > now() ORDER BY s.scheduled_at LIMIT 1) AS next_in_seconds,
-       EXISTS (SELECT 1 FROM roost.throttles) AS limits
+       EXISTS (SELECT 1 FROM roost.throttles) AS limits,
+       EXISTS (SELECT 1 FROM roost.ended_parents) AS ended_parents
   FROM told
