@@ -407,7 +407,8 @@ CREATE FUNCTION roost.try_enqueue_many(
     child_numbers integer[], parent_numbers integer[], of_numbers integer[], parent_ids bigint[],
     OUT added bigint, OUT duplicates bigint, OUT unknown_parents bigint[]
 )
-LANGUAGE plpgsql AS $$
+LANGUAGE plpgsql
+SET plan_cache_mode = auto AS $$  -- what it sets in its body holds until it ends
 #variable_conflict use_column
 DECLARE
     ids           bigint[];  -- by number
@@ -460,6 +461,8 @@ BEGIN
       INTO completed, dead
       FROM roost.lock_parents(ARRAY(SELECT DISTINCT unnest(edge_parents))) AS p;
 
+    -- A plan made for any number of jobs takes them for ten, and joins them row by row.
+    SET LOCAL plan_cache_mode = force_custom_plan;
     WITH kind AS MATERIALIZED (
         SELECT k.number, f.queue, f.task, f.priority, f.max_attempts,
                coalesce(f.scheduled_at, now()) AS scheduled_at, f.tags, f.timeout_seconds

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -197,3 +198,20 @@ def test_a_dependent_of_two_dead_parents_is_revived_with_the_second(client: Roos
 def test_sql_refuses_an_unknown_parent(observer: Conn) -> None:
     with pytest.raises(psycopg.errors.ForeignKeyViolation, match="depends_on names job 7, which does not exist"):
         observer.execute("SELECT roost.enqueue('a', depends_on => '{7}')")
+
+
+def test_many_are_enqueued_as_fast_after_a_few_small_calls_as_before_them(dsn: str) -> None:
+    """A session that has called a function some times keeps the plans in it, and those are for small arrays."""
+
+    def seconds(roost: Roost, number: int) -> float:
+        split = JobInsert("a")
+        jobs = [split, *(JobInsert("a", depends_on=[split]) for _ in range(number))]
+        began_at = time.monotonic()
+        roost.enqueue_many(jobs)
+        return time.monotonic() - began_at
+
+    with Roost(dsn) as roost:
+        first = seconds(roost, 5000)
+        for _ in range(12):
+            seconds(roost, 2)
+        assert seconds(roost, 5000) < 5 * first
