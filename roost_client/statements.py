@@ -256,7 +256,7 @@ def retry(job_id: int, with_dependents: bool = False) -> Statement[JobState]:
     checked = _job_id("retry", job_id)
 
     def read(rows: Rows) -> JobState:
-        ((state, duplicate_of, dead_parent, archived_state),) = rows
+        ((state, duplicate_of, dead_parent, parent_can_be, archived_state),) = rows
         if archived_state is not None:
             raise JobStateError(
                 f"cannot retry job {checked}: it was {archived_state} and is in the archive; enqueue it anew",
@@ -270,9 +270,12 @@ def retry(job_id: int, with_dependents: bool = False) -> Statement[JobState]:
                 int(duplicate_of),
             )
         if dead_parent is not None:
+            fix = "retry that one, with its dependents"
+            if not parent_can_be:
+                fix = "that one is archived, or deleted: enqueue both anew"
             raise JobStateError(
                 f"cannot retry job {checked}: job {dead_parent}, on which it depends, was discarded or cancelled;"
-                " retry that one, with its dependents",
+                f" {fix}",
                 state,
             )
         if state in (JobState.COMPLETED, JobState.EXECUTING):
@@ -284,6 +287,7 @@ def retry(job_id: int, with_dependents: bool = False) -> Statement[JobState]:
     return Statement(
         f"retry job {checked}",
         "SELECT r.state, r.duplicate_of, r.dead_parent,"
+        " EXISTS (SELECT 1 FROM roost.job_rows j WHERE j.id = r.dead_parent),"
         " CASE WHEN r.state IS NULL THEN roost.archived_state(%s::bigint) END"
         " FROM roost.try_retry(%s::bigint, %s::boolean) AS r",
         (str(checked), str(checked), str(bool(with_dependents))),

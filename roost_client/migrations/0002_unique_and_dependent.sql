@@ -567,6 +567,15 @@ BEGIN
     SELECT min(p.id) INTO dead_parent
       FROM roost.job_rows j, roost.lock_parents(j.depends_on) AS p
      WHERE j.id = job_id AND p.state IN ('discarded', 'cancelled');
+    IF dead_parent IS NULL THEN  -- one that the job was cancelled for, and that has been deleted from the archive since
+        SELECT min(d.parent_id) INTO dead_parent
+          FROM roost.job_rows j
+         CROSS JOIN LATERAL unnest(j.depends_on) AS p(id)
+          JOIN roost.cancelled_dependents d ON d.parent_id = p.id AND d.child_id = job_id
+         WHERE j.id = job_id
+           AND NOT EXISTS (SELECT 1 FROM roost.job_rows alive WHERE alive.id = d.parent_id)
+           AND NOT EXISTS (SELECT 1 FROM roost.jobs_archive a WHERE a.id = d.parent_id);
+    END IF;
     SELECT * INTO job FROM roost.job_rows j WHERE j.id = job_id AND j.state IN ('discarded', 'cancelled') FOR NO KEY UPDATE;
     IF NOT FOUND THEN
         dead_parent := NULL;
@@ -638,7 +647,9 @@ BEGIN
         RAISE unique_violation USING MESSAGE = format('cannot retry job %s: its unique_key is that of job %s, which is active', job_id, tried.duplicate_of),
                                      DETAIL = tried.duplicate_of::text;
     ELSIF tried.dead_parent IS NOT NULL THEN
-        RAISE object_not_in_prerequisite_state USING MESSAGE = format('cannot retry job %s: job %s, on which it depends, was discarded or cancelled; retry that one, with its dependents', job_id, tried.dead_parent);
+        RAISE object_not_in_prerequisite_state USING MESSAGE = format('cannot retry job %s: job %s, on which it depends, was discarded or cancelled; %s', job_id, tried.dead_parent,
+            CASE WHEN EXISTS (SELECT 1 FROM roost.job_rows j WHERE j.id = tried.dead_parent) THEN 'retry that one, with its dependents'
+                 ELSE 'that one is archived, or deleted: enqueue both anew' END);
     END IF;
     RETURN tried.state;
 END $$;

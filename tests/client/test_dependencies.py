@@ -215,3 +215,28 @@ def test_many_are_enqueued_as_fast_after_a_few_small_calls_as_before_them(dsn: s
         for _ in range(12):
             seconds(roost, 2)
         assert seconds(roost, 5000) < 5 * first
+
+
+def test_a_parent_that_died_and_is_gone_is_not_taken_for_a_completed_one(client: Roost, observer: Conn) -> None:
+    dead, done = client.enqueue("a"), client.enqueue("a")
+    client.cancel(dead)
+    put(observer, done, "completed")
+    columns = (
+        "id, scheduled_at, inserted_at, cancelled_at, priority, attempt, max_attempts, crashes, cancel_requested,"
+        " state, queue, task, args"
+    )
+    observer.execute(
+        f"WITH moved AS (DELETE FROM roost.job_rows RETURNING *)"
+        f" INSERT INTO roost.jobs_archive ({columns}, tags, depends_on, metadata, errors)"
+        f" SELECT {columns}, '{{}}', '{{}}', '{{}}', '[]' FROM moved"
+    )
+    child = client.enqueue("b", depends_on=[dead, done])
+    fix = f"job {dead}, on which it depends, .*; that one is archived, or deleted: enqueue both anew"
+    with pytest.raises(JobStateError, match=fix):
+        client.retry(child)
+    observer.execute("DELETE FROM roost.jobs_archive")
+    with pytest.raises(JobStateError, match=fix):
+        client.retry(child)
+    with pytest.raises(psycopg.errors.ObjectNotInPrerequisiteState, match=fix):
+        observer.execute("SELECT roost.retry(%s)", (child,))
+    assert client.get_job(child).state == JobState.CANCELLED
