@@ -83,23 +83,49 @@ class _Idle(Generic[C]):
             self._connections.pop().pgconn.finish()
 
 
-class Connections:
+# A fork waits for whoever holds it, so that no child finds it held by a thread that it does not have.
+_starting_afresh = threading.RLock()
+os.register_at_fork(
+    before=_starting_afresh.acquire,
+    after_in_parent=_starting_afresh.release,
+    after_in_child=_starting_afresh.release,
+)
+
+
+class OfOneProcess:
+    """What is open in one process. A forked child begins with nothing, whichever of its threads comes first."""
+
+    _pid = 0
+
+    def _start_afresh(self) -> None:
+        raise NotImplementedError
+
+    def _is_of_this_process(self) -> bool:
+        return self._pid == os.getpid()
+
+    def _become_of_this_process(self) -> None:
+        if not self._is_of_this_process():
+            with _starting_afresh:
+                if not self._is_of_this_process():
+                    self._start_afresh()
+                    self._pid = os.getpid()  # last: until then the other threads wait for it
+
+
+class Connections(OfOneProcess):
     """Connections for threads."""
 
     def __init__(self, dsn: str) -> None:
         self._dsn = check_dsn(dsn)
-        self._start_afresh()
+        self._become_of_this_process()
 
     def _start_afresh(self) -> None:
-        self._pid = os.getpid()
         self._idle: _Idle[OwnConnection] = _Idle()
         self._free = threading.Semaphore(MAX_CONNECTIONS)
 
     @contextmanager
     def borrow(self) -> Iterator[psycopg.Connection[Any]]:
         """Lend a connection. One that broke while nobody used it is replaced; one that breaks in use is not."""
-        if self._pid != os.getpid():
-            self._start_afresh()  # after a fork: what was open is the parent's, and its semaphore may be held for ever
+        self._become_of_this_process()  # what was open is the parent's, and its semaphore may be held for ever
         with self._free:
             connection = self._idle.take() or self._connect()
             try:
@@ -115,26 +141,24 @@ class Connections:
 
     def close(self) -> None:
         """Close the connections that nobody uses. A later borrow opens new ones."""
-        if self._pid == os.getpid():
+        if self._is_of_this_process():
             self._idle.close()
 
 
-class AsyncConnections:
+class AsyncConnections(OfOneProcess):
     """Connections for the tasks of event loops, each loop with its own."""
 
     def __init__(self, dsn: str) -> None:
         self._dsn = check_dsn(dsn)
-        self._start_afresh()
+        self._become_of_this_process()
 
     def _start_afresh(self) -> None:
-        self._pid = os.getpid()
         self._of_loop: dict[asyncio.AbstractEventLoop, tuple[_Idle[OwnAsyncConnection], asyncio.Semaphore]] = {}
 
     @asynccontextmanager
     async def borrow(self) -> AsyncIterator[psycopg.AsyncConnection[Any]]:
         """As Connections.borrow."""
-        if self._pid != os.getpid():
-            self._start_afresh()
+        self._become_of_this_process()
         loop = asyncio.get_running_loop()
         if loop not in self._of_loop:
             for other in list(self._of_loop):
@@ -159,7 +183,7 @@ class AsyncConnections:
 
     def close(self) -> None:
         """As Connections.close, for all loops."""
-        if self._pid == os.getpid():
+        if self._is_of_this_process():
             for idle, _ in list(self._of_loop.values()):
                 idle.close()
 

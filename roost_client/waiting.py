@@ -26,7 +26,16 @@ from psycopg.conninfo import conninfo_to_dict
 from psycopg.rows import tuple_row
 
 from . import statements
-from .connections import OPTIONS, PREPARE_AFTER, SERVER_PID, OwnConnection, check_dsn, is_direct, is_usable
+from .connections import (
+    OPTIONS,
+    PREPARE_AFTER,
+    SERVER_PID,
+    OfOneProcess,
+    OwnConnection,
+    check_dsn,
+    is_direct,
+    is_usable,
+)
 from .errors import JobFailed, JobNotFoundError, JobTimeoutError, RoostError
 from .statements import Look, Statement
 from .types import JobOutcome, JobState
@@ -109,15 +118,14 @@ class Waiter:
             self.look_at = self.ends_at - LAST_LOOK_SECONDS
 
 
-class Waits:
+class Waits(OfOneProcess):
     """Everybody who waits through one client, and the thread that looks for them."""
 
     def __init__(self, dsn: str) -> None:
         self._dsn = check_dsn(dsn)
-        self._start_afresh()
+        self._become_of_this_process()
 
     def _start_afresh(self) -> None:
-        self._pid = os.getpid()
         self._lock = threading.RLock()  # held for what follows, but never while anything is waited for
         self._waiters: dict[int, set[Waiter]] = {}
         self._thread: threading.Thread | None = None
@@ -132,8 +140,7 @@ class Waits:
         self._trouble: Exception | None = None
 
     def join(self, waiter: Waiter) -> None:
-        if self._pid != os.getpid():
-            self._start_afresh()  # after a fork: the thread, the connection and those who waited are the parent's
+        self._become_of_this_process()  # after a fork: thread, connection and those who waited are the parent's
         with self._lock:
             self._waiters.setdefault(waiter.job_id, set()).add(waiter)
             if self._thread is not None:
@@ -151,7 +158,7 @@ class Waits:
 
     def leave(self, waiter: Waiter) -> None:
         """Idempotent."""
-        if self._pid != os.getpid():
+        if not self._is_of_this_process():
             return
         with self._lock:
             self._remove(waiter)
@@ -177,7 +184,7 @@ class Waits:
 
     def close(self) -> None:
         """End every wait with an error, and the thread and the connection with them."""
-        if self._pid != os.getpid():
+        if not self._is_of_this_process():
             return
         with self._lock:
             for waiter in self._everybody():

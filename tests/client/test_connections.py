@@ -9,6 +9,7 @@ import subprocess
 import sys
 import tempfile
 import threading
+import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -228,6 +229,32 @@ def test_a_forked_child_opens_its_own_and_leaves_the_parents_alone(roost: Roost,
     roost.enqueue("parent")
     assert ours(observer)[:1] == before
     assert [row["task"] for row in jobs()] == ["parent", "child", "child", "child", "child", "parent"]
+
+
+def test_threads_of_a_forked_child_that_come_at_once_start_afresh_together(roost: Roost) -> None:
+    job_id = roost.enqueue("a")
+    start_afresh = roost._waits._start_afresh
+    both = threading.Barrier(2)
+
+    def wait(held_up_seconds: float) -> None:
+        threading.current_thread().name = str(held_up_seconds)
+        both.wait()
+        roost.wait_for(job_id, timeout=5, raise_on_failure=False)
+
+    def held_up() -> None:
+        time.sleep(float(threading.current_thread().name))
+        start_afresh()
+
+    def work() -> None:
+        roost._waits._start_afresh = held_up  # type: ignore[method-assign]
+        with ThreadPoolExecutor(2) as pool:
+            futures = [pool.submit(wait, seconds) for seconds in (0.2, 0.5)]
+            time.sleep(1)
+            roost.cancel(job_id)
+            for future in futures:
+                future.result()
+
+    assert in_a_child(work) == 0
 
 
 def test_a_fork_while_every_connection_is_in_use_does_not_wait_for_them(roost: Roost, dsn: str, observer: Conn) -> None:
