@@ -62,6 +62,7 @@ class Runs:
         else:
             with HookedRun(self._hooks, current, self._log) as hooked:
                 hooked.before()
+                self.end_copy()
                 kind, body, result, failure = self._handle(spec, args, current, hooked)
                 self.end_copy()
                 hooked.after(result, failure)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextvars
+import os
 import time
 from typing import Any
 
@@ -29,6 +30,8 @@ def before(job: CurrentJob, *, ctx: dict[str, Any]) -> None:
     trace.set(f"trace {job.id}")
     write(path_of(job), "before", job.task)
     time.sleep(job.metadata.get("sleep_before", 0))
+    if job.metadata.get("fork") == "before" and (pid := os.fork()):
+        os.waitpid(pid, 0)
     if job.metadata.get("fail") == "before":
         raise ValueError("in before_job")
 

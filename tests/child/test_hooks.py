@@ -92,6 +92,13 @@ def test_what_a_hook_sets_in_the_context_the_handler_sees(hooked: Make, hooks: s
     assert "handler trace 77" in it.lines()
 
 
+def test_a_copy_of_the_process_that_before_job_made_does_not_run_the_handler(hooked: Make) -> None:
+    it = hooked("hooks")
+    it.start("seen", fork="before")
+    assert it.child.outcome().kind is FrameKind.COMPLETED
+    assert [line for line in it.lines() if line.startswith("handler")] == ["handler trace 77"]
+
+
 def test_one_hook_is_enough(hooked: Make) -> None:
     it = hooked("only_after")
     it.start("seen")
