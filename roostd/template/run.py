@@ -150,9 +150,12 @@ def import_hooks(address: str | None) -> Hooks | None:
         return None
     module_name, _, attribute = address.partition(":")
     try:
-        found = getattr(importlib.import_module(module_name), attribute, None)
+        module = importlib.import_module(module_name)
+        found = getattr(module, attribute, module)
     except BaseException as error:
         raise NoHooks(f"cannot import worker.hooks {address!r}: {type(error).__name__}: {error}") from error
+    if found is module:
+        raise NoHooks(f"cannot use worker.hooks {address!r}: module {module_name!r} has no {attribute!r}")
     if not isinstance(found, Hooks):
         raise NoHooks(f"cannot use worker.hooks {address!r}: it is a {type(found).__name__}, not a Hooks")
     return found

@@ -329,7 +329,7 @@ def test_after_job_runs_for_jobs_that_time_out_and_a_hook_that_hangs_is_killed(
     ("address", "reason"),
     [
         ("observed:not_hooks", "cannot use worker.hooks 'observed:not_hooks': it is a int, not a Hooks"),
-        ("observed:nothing", "cannot use worker.hooks 'observed:nothing': it is a NoneType, not a Hooks"),
+        ("observed:nothing", "cannot use worker.hooks 'observed:nothing': module 'observed' has no 'nothing'"),
         ("no_such:hooks", "cannot import worker.hooks 'no_such:hooks': ModuleNotFoundError: No module named 'no_such'"),
     ],
 )
