@@ -116,6 +116,9 @@ class Writer:
     def written_by_handler(self, job_id: int, lease: int) -> None:
         """Takes in that a handler completed its job in a transaction of its own: it is not for us to write."""
         self.written += 1
+        self._ended_elsewhere(job_id, lease)
+
+    def _ended_elsewhere(self, job_id: int, lease: int) -> None:
         self._on_ended([lease])
         self._on_parents([job_id])  # whether any job depends on it, only the handler's transaction was told
 
@@ -280,8 +283,12 @@ class Writer:
             state = ours.get(settlement.lease)
             if state is not None:
                 self._on_settled(settlement, state)
-            elif settlement.unconfirmed and settlement.lease not in self._locked:
+            elif settlement.lease in self._locked:
+                continue
+            elif settlement.unconfirmed:
                 self.written_by_handler(settlement.job_id, settlement.lease)
+            else:  # its handler may have completed it before it failed, or was killed
+                self._ended_elsewhere(settlement.job_id, settlement.lease)
 
     def _report_lost(self, jobs: Sequence[ClaimedJob]) -> None:
         for job in jobs:

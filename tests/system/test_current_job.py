@@ -77,14 +77,16 @@ def test_a_job_completes_in_its_own_transaction_and_no_lease_seems_lost(
     assert not daemon.entries("job.ended")
 
 
-@pytest.mark.parametrize("nested", [False, True], ids=["committed", "unconfirmed"])
+@pytest.mark.parametrize(
+    "how", [{}, {"nested": True}, {"dies": True}], ids=["committed", "unconfirmed", "died after it"]
+)
 def test_what_depends_on_a_job_that_completes_itself_runs_at_once(
-    start_daemon: StartDaemon, counting: Jobs, nested: bool
+    start_daemon: StartDaemon, counting: Jobs, how: dict[str, bool]
 ) -> None:
     start_daemon({"worker": {"poll_interval": 60.0}})  # which would be too slow
     chain: list[JobInsert] = []
     for _ in range(10):
-        chain.append(JobInsert("add_one", {"dsn": counting.dsn, "nested": nested}, depends_on=chain[-1:]))
+        chain.append(JobInsert("add_one", {"dsn": counting.dsn, **how}, depends_on=chain[-1:]))
     counting.roost.enqueue_many(chain)
     eventually(lambda: counter(counting) == 10, "end of the chain", seconds=40)
 

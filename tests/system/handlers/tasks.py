@@ -426,7 +426,7 @@ def connection(dsn: str) -> psycopg.Connection[Any]:
 
 
 @job("add_one")
-def add_one(dsn: str, before: float = 0, after: float = 0, nested: bool = False) -> None:
+def add_one(dsn: str, before: float = 0, after: float = 0, nested: bool = False, dies: bool = False) -> None:
     """In its block it waits before and after it writes; in a later run than the first not for long."""
     before = min(before, 0.01) if current_job().attempt > 1 else before
     conn = connection(dsn)
@@ -435,6 +435,8 @@ def add_one(dsn: str, before: float = 0, after: float = 0, nested: bool = False)
             time.sleep(before)
             conn.execute("UPDATE counter SET n = n + 1")
             time.sleep(after)
+    if dies:
+        os._exit(0)
 
 
 @job("add_one_in_coroutine")
