@@ -792,6 +792,18 @@ def count_discarded(which: JobFilter) -> Statement[int]:
     return Statement("count discarded jobs", sql, parameters, _integer, prepare=False)
 
 
+def first_discarded(which: JobFilter, limit: int) -> Statement[list[int]]:
+    """Read the ids of the discarded jobs that a requeue of so many takes first."""
+    where, parameters = _discarded("look for discarded jobs", which)
+    return Statement(
+        "look for discarded jobs",
+        f"SELECT j.id FROM roost.job_rows j WHERE {where} ORDER BY j.id LIMIT %(limit)s::integer",
+        {**parameters, "limit": str(limit)},
+        lambda rows: [int(row[0]) for row in rows],
+        prepare=False,
+    )
+
+
 class Requeue:
     """The statements of a requeue of discarded jobs, a batch each, and what they have done so far.
 

@@ -15,7 +15,9 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeRemainingColumn
 
 from roost_client import DuplicateUniqueJobError, JobNotFoundError, JobState, JobStateError, RequeuedCount, Roost
+from roost_client.client import execute
 from roost_client.fields import INT8_MAX
+from roost_client.statements import JobFilter, first_discarded
 from roostd.ctl.command import EXIT_NOTHING, Failure, Invocation, command, confirm
 from roostd.ctl.filters import JOB_ID, filter_options
 from roostd.ctl.output import note, print_json, print_table
@@ -71,9 +73,9 @@ def requeue(
             raise Failure("cannot requeue: no discarded job matches")
         count = min(count, limit or count)
         if dry_run:
-            _print_dry_run(
-                invocation, count, [job.id for job in roost.list_jobs(state="discarded", limit=10, **filters)]
-            )
+            with invocation.connect() as conn:
+                sample = execute(conn, first_discarded(JobFilter(**filters), min(count, 10)))
+            _print_dry_run(invocation, count, sample)
             return 0
         if not yes:
             confirm(f"Requeue {count} discarded jobs?", f"requeue {count} discarded jobs")

@@ -64,10 +64,10 @@ def test_requeue_lets_all_that_match_start_again(ctl: Ctl, roost: Roost, discard
             discard(3, queue, task)
     assert (
         ctl("requeue", "--discarded", "--queue", "emails", "--task", "send", "--dry-run").out
-        == "would requeue 3 jobs, such as 3, 2, 1\n"
+        == "would requeue 3 jobs, such as 1, 2, 3\n"
     )
     dry = ctl("requeue", "--discarded", "--limit", 5, "--dry-run", "--json").json
-    assert dry == {"outcome": "would requeue", "jobs": 5, "sample": list(range(12, 2, -1))}
+    assert dry == {"outcome": "would requeue", "jobs": 5, "sample": [1, 2, 3, 4, 5]}
     assert len(roost.list_jobs(state="discarded")) == 12
     assert ctl("requeue", "--discarded", "--queue", "emails", "--task", "send", "--yes").out == "requeued 3 jobs\n"
     assert {(job.queue, job.task, job.attempt) for job in roost.list_jobs(state="available")} == {("emails", "send", 0)}
