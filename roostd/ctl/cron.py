@@ -196,12 +196,13 @@ def _no_entry(found: dict[str, Seen], name: str, verb: str) -> str:
 def _set_paused(invocation: Invocation, names: tuple[str, ...], paused: bool) -> int:
     done = []
     with _connect(invocation) as conn:
+        known = _read(conn)
         for name in names:
-            row = conn.execute("SELECT roost.pause_cron(%s, %s)", [name, paused]).fetchone()
-            if row is not None and row[0]:
+            # What is not among them may be no text that the database could be asked for.
+            if name in known and conn.execute("SELECT roost.pause_cron(%s, %s)", [name, paused]).fetchone() == (True,):
                 done.append(name)
             else:
-                note(_no_entry(_read(conn), name, "pause" if paused else "resume"))
+                note(_no_entry(known, name, "pause" if paused else "resume"))
     if invocation.json:
         print_json([{"name": name, "paused": paused} for name in done])
     else:

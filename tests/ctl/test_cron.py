@@ -132,6 +132,13 @@ def test_all_that_are_named_are_paused_even_if_some_cannot_be(ctl: Ctl) -> None:
     assert [each["name"] for each in result.json] == ["nightly", "hourly"]
 
 
+@pytest.mark.parametrize("command", ["next", "run", "pause", "resume"])
+def test_a_name_that_no_database_could_hold_is_not_found(ctl: Ctl, command: str) -> None:
+    result = ctl("cron", command, "\udcff")
+    assert result.code == 1
+    assert "see roostctl cron list" in result.err
+
+
 def test_wrong_usage_is_told(ctl: Ctl, bare_ctl: Ctl, empty_dsn: str) -> None:
     assert ctl("cron").code in (0, 64)
     assert ctl("cron", "next", "nightly", "-n", "0").code == 64
