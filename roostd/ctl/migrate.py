@@ -38,9 +38,12 @@ def status(invocation: Invocation) -> None:
 
 
 @command("sql")
-@click.option("--since", metavar="VERSION", type=int, default=0, help="Only those after this version.")
+@click.option("--since", metavar="VERSION", type=click.IntRange(0), default=0, help="Only those after this version.")
 def sql(invocation: Invocation, since: int) -> None:
     """Print the migrations as a script, for those who run their own. Needs no database."""
+    newest = schema.migrations()[-1].version
+    if since > newest:
+        raise click.UsageError(f"--since {since}: the newest migration is {newest}")
     script = schema.sql(since)
     if invocation.json:
         print_json({"sql": script})

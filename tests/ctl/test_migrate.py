@@ -31,6 +31,13 @@ def test_sql_needs_no_database_and_makes_the_schema(bare_ctl: Ctl, empty_dsn: st
         schema.check(conn)
 
 
+def test_sql_since_a_version_that_cannot_be_is_wrong_usage(bare_ctl: Ctl) -> None:
+    for since in (-1, 99):
+        result = bare_ctl("migrate", "sql", "--since", since)
+        assert (result.code, result.out) == (64, "")
+        assert "--since" in result.err
+
+
 @pytest.mark.parametrize(
     "command",
     [
