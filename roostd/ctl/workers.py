@@ -5,6 +5,7 @@ Each is asked for, and its verdict read, in the worker's row, so it works from a
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import socket
 import time
@@ -23,6 +24,22 @@ from roostd.ctl.output import note, print_json, print_table
 
 _POLL_SECONDS = 0.1
 
+
+def _seconds(text: str) -> float:
+    """Of a --timeout; NaN would never be over."""
+    with contextlib.suppress(ValueError):
+        if (seconds := float(text)) >= 0:
+            return seconds
+    raise click.BadParameter(f"{text!r} is no number of seconds from 0 on")
+
+
+def _hostname(text: str) -> str:
+    """Nothing, as of a variable that is not set, must not stand for the host that this runs on."""
+    if not text:
+        raise click.BadParameter("it is empty; leave the option out for the host that this runs on")
+    return text
+
+
 _named = click.option(
     "--worker",
     "names",
@@ -34,6 +51,7 @@ _named = click.option(
 _host = click.option(
     "--host",
     metavar="HOST",
+    type=_hostname,
     shell_complete=completion.hosts,
     help="The workers on this host (default: on the one this runs on).",
 )
@@ -106,7 +124,7 @@ class Verdict:
 @command("reload")
 @_named
 @_host
-@click.option("--timeout", metavar="SECONDS", type=click.FloatRange(min=0), default=90.0, show_default=True)
+@click.option("--timeout", metavar="SECONDS", type=_seconds, default=90.0, show_default=True)
 def reload(invocation: Invocation, names: tuple[str, ...], host: str | None, timeout: float) -> int:
     """Have workers read their settings and handlers anew, and wait for their verdicts."""
     stale_after = timedelta(seconds=invocation.settings().worker.orphan_stale_after)
@@ -142,9 +160,7 @@ class Drain:
 @_named
 @_host
 @click.option("--wait", is_flag=True, help="Until they have ended.")
-@click.option(
-    "--timeout", metavar="SECONDS", type=click.FloatRange(min=0), help="How long to wait (default: for ever)."
-)
+@click.option("--timeout", metavar="SECONDS", type=_seconds, help="How long to wait (default: for ever).")
 def drain(invocation: Invocation, names: tuple[str, ...], host: str | None, wait: bool, timeout: float | None) -> int:
     """Have workers end when the jobs that they run have, however long that takes, and start no others.
 
