@@ -60,6 +60,7 @@ for module in (
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; return the exit status."""
+    _open_closed_streams()
     for stream in (sys.stdout, sys.stderr):
         # A task may be called anything, and the terminal may not have the characters for it.
         getattr(stream, "reconfigure", lambda **_: None)(errors="backslashreplace")
@@ -73,8 +74,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except click.exceptions.Exit as end:  # --help, --version
         return end.exit_code
     except BrokenPipeError:
-        # Whoever read us has enough. Python would complain when it flushes stdout at its end.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+        _drop_output()  # whoever read us has enough
         return 128 + signal.SIGPIPE
     except click.UsageError as error:
         path = error.ctx.command_path if error.ctx else "roostctl"
@@ -95,7 +95,24 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except psycopg.Error as error:
         what = "use the database" if error.sqlstate else "reach the database"
         return _failed(f"cannot {what}: {one_line(error)}", EXIT_UNAVAILABLE)
+    except OSError as error:
+        if error.filename is not None:
+            raise
+        _drop_output()  # to a full disk
+        return _failed(f"cannot write the output: {error.strerror or error}", EXIT_NOTHING)
     return code or 0
+
+
+def _open_closed_streams() -> None:
+    """Where the shell has closed stdout or stderr (`>&-`), a connection would get its number, and Python has None."""
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115
+
+
+def _drop_output() -> None:
+    """Python would complain about what it can't write when it flushes stdout at its end."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
 
 
 def _failed(message: str, code: int) -> int:

@@ -155,6 +155,18 @@ def on_a_terminal(dsn: str, *arguments: object, keys: bytes = b"") -> tuple[int,
         return process.wait(60), shown
 
 
+def test_output_that_cannot_be_written_is_one_line(
+    ctl_process: Callable[..., subprocess.CompletedProcess[str]],
+) -> None:
+    for command in ("status", "jobs --json", "migrate sql"):
+        result = ctl_process(f"$roostctl {command} > /dev/full")
+        assert result.returncode == 1
+        assert result.stderr.splitlines()[-1] == "roostctl: cannot write the output: No space left on device"
+        assert "Traceback" not in result.stderr
+    assert ctl_process("$roostctl status >&-").returncode == 0
+    assert ctl_process("$roostctl show 4711 2>&-").returncode == 1
+
+
 def test_output_is_coloured_on_a_terminal_and_plain_off_it(dsn: str, ctl: Ctl, roost: Roost) -> None:
     roost.cancel(roost.enqueue("send"))
     plain = ctl("jobs").out
