@@ -17,6 +17,7 @@ from typing import Any, LiteralString
 MAX_AHEAD = 10_000  # jobs counted before this one: a few milliseconds
 SHOWN_PARENTS = 10
 WINDOW_SECONDS = 61  # for how long a start counts towards rate_per_minute, see docs/design/016-throttles.md
+MAX_ANCESTORS = 100  # that were cancelled for each other's sake are followed up to the one that is to blame
 SILENT_SECONDS = 60.0  # without a heartbeat, which comes every 15 s: worth a word
 
 # Every job that this reads beside the one in question is found by an index, and what is counted is bounded. Where rows
@@ -51,7 +52,7 @@ WITH RECURSIVE job AS MATERIALIZED (
                   (SELECT a.id, a.state, a.cancel_requested, a.depends_on, true FROM roost.jobs_archive a
                     WHERE a.id = u.id AND a.state IN ('discarded', 'cancelled') LIMIT 1)) AS x
             LIMIT 1) AS p
-     WHERE dead.state = 'cancelled' AND (dead.depth = 0 OR NOT dead.cancel_requested) AND dead.depth < 100
+     WHERE dead.state = 'cancelled' AND (dead.depth = 0 OR NOT dead.cancel_requested) AND dead.depth < {MAX_ANCESTORS}
 )
 SELECT json_build_object(
     'now', statement_timestamp(),
@@ -70,6 +71,14 @@ SELECT json_build_object(
                        FROM dead d WHERE d.depth > 0),
     'key_holder', CASE WHEN job.state IN ('discarded', 'cancelled') THEN (
         SELECT u.job_id FROM roost.unique_keys u WHERE u.unique_key = job.unique_key AND u.job_id <> job.id) END,
+    'held_parent', (
+        SELECT json_build_array(d.id, h.job_id)
+          FROM dead d
+         CROSS JOIN LATERAL (
+               SELECT u.job_id FROM roost.job_rows j JOIN roost.unique_keys u ON u.unique_key = j.unique_key
+                WHERE j.id = d.id AND u.job_id <> j.id LIMIT 1) AS h
+         WHERE d.depth > 0
+         ORDER BY d.depth DESC LIMIT 1),
     'claim', (SELECT json_build_object(
                   'worker_id', c.worker_id, 'since', c.claimed_at, 'attempt', c.attempt,
                   'cancel_requested', c.cancel_requested)
@@ -197,7 +206,7 @@ class Facts:
     """All that is known of one job, times aware. `parents` are (id, state).
 
     `dead_parents`, (id, state, is_archived), lead from the parent for whose sake it was cancelled up to the one that is
-    to blame.
+    to blame; `held_parent` is the last of these whose unique_key an active job has, and that job.
     """
 
     job_id: int
@@ -217,6 +226,7 @@ class Facts:
     cancel_requested: bool = False
     error: str | None = None
     dead_parents: list[tuple[int, str, bool]] = field(default_factory=list)
+    held_parent: tuple[int, int] | None = None
     key_holder: int | None = None
     claim: dict[str, Any] | None = None
     paused: dict[str, Any] | None = None
@@ -257,6 +267,7 @@ def facts_of(text: str, job_id: int, stale_after: float) -> Facts:
         stale_after=stale_after,
         **job,
         dead_parents=[(parent, state, archived) for parent, state, archived in answer["dead_parents"] or ()],
+        held_parent=answer["held_parent"] and tuple(answer["held_parent"]),
         key_holder=answer["key_holder"],
         claim=_timed(answer["claim"], "since"),
         paused=_timed(answer["paused"], "since"),
@@ -321,12 +332,24 @@ def _ended(facts: Facts) -> Explanation | None:
         case _:
             reason = f"it was cancelled {at}"
             if facts.dead_parents:
-                (parent, state, _), (culprit, _, is_gone) = facts.dead_parents[0], facts.dead_parents[-1]
+                (parent, state, _), (culprit, *_) = facts.dead_parents[0], facts.dead_parents[-1]
+                gone = next((each for each, _, is_archived in reversed(facts.dead_parents) if is_archived), None)
                 reason += ", and" if facts.cancel_requested else ", because"
                 reason += f" job {parent}, on which it depends, was {state}"
                 reason += f" for the sake of job {culprit}" if culprit != parent else ""
-                reason += f"; job {culprit} is in the archive, so they can only be enqueued anew" if is_gone else ""
-                command = None if is_gone else f"roostctl retry {culprit} --with-dependents"
+                command = f"roostctl retry {culprit} --with-dependents"
+                if gone is not None:
+                    reason += f"; job {gone} is in the archive, so they can only be enqueued anew"
+                    command = None
+                elif len(facts.dead_parents) >= MAX_ANCESTORS:
+                    reason += ", which may have been for another's"
+                    command = f"roostctl explain {culprit}"
+                elif facts.held_parent is not None:
+                    held, holder = facts.held_parent
+                    reason += f"; the unique_key of job {held} is now that of job {holder}, which has to end before"
+                    reason += " these can be retried"
+                    command = f"roostctl explain {holder}"
+                    details["key_holder"] = holder
                 details["dead_parents"] = [parent for parent, *_ in facts.dead_parents]
             elif not facts.cancel_requested:
                 reason += f": {_first_line(facts.error)}"
@@ -381,7 +404,7 @@ def _paused(facts: Facts) -> Explanation | None:
         facts.job_id,
         "paused",
         f"queue {facts.queue!r} is paused" + (f", since {_at(since)}" if since else ""),
-        f"roostctl resume {shlex.quote(facts.queue)}",
+        resume_command(facts.queue),
         {"queue": facts.queue, "since": _iso(since)},
     )
 
@@ -500,7 +523,7 @@ def _throttled(facts: Facts) -> Explanation | None:
         reached["new"] = "its limits are new, and it starts nothing for a second"
     if not reached:
         return None
-    shows = f"roostctl jobs --task {shlex.quote(facts.task)} --state executing"
+    shows = f"roostctl jobs --task {_word(facts.task)} --state executing"
     return Explanation(
         facts.job_id,
         "throttled",
@@ -566,7 +589,24 @@ _START = "roostd -c /etc/roost.toml"
 def _reload(workers: Iterable[Worker]) -> str:
     """Has these workers read what was changed, wherever they run."""
     names = dict.fromkeys(worker.name for worker in workers)
-    return " ".join(["roostctl reload", *(f"--worker {shlex.quote(name)}" for name in names)])
+    return " ".join(["roostctl reload", *(f"--worker {_word(name)}" for name in names)])
+
+
+def resume_command(queue: str) -> str:
+    """The command that lets jobs of a queue start again; its name may look like an option."""
+    return f"roostctl resume {'-- ' if queue.startswith('-') else ''}{_word(queue)}"
+
+
+def _word(name: str) -> str:
+    """A word of a command line; with an escape for each byte that a terminal would not show."""
+    if name.isprintable():
+        return shlex.quote(name)
+    shown = (("\\" + c if c in "\\'" else c) if c.isprintable() else _escaped(c) for c in name)
+    return f"$'{''.join(shown)}'"
+
+
+def _escaped(character: str) -> str:
+    return "".join(f"\\x{byte:02x}" for byte in character.encode())
 
 
 def _nearest(name: str, names: list[str]) -> str | None:

@@ -23,6 +23,7 @@ from psycopg.conninfo import make_conninfo
 
 from roost_client import schema
 from roost_client.connections import is_direct
+from roost_client.explain import resume_command
 from roostd.config import Config
 from roostd.ctl.command import EXIT_NOTHING, EXIT_UNAVAILABLE, Failure, Invocation, command
 from roostd.ctl.output import one_line, print_json, printable
@@ -494,7 +495,7 @@ def queues(patient: Patient) -> Iterator[Found]:
             )
         elif queue in paused:
             is_fine = False
-            yield Found("warning", f"{has} and is paused", f"roostctl resume {shlex.quote(queue)}")
+            yield Found("warning", f"{has} and is paused", resume_command(queue))
     if is_fine:
         yield Found("ok", f"{_count(len(due), 'queue')} with due jobs" + (", all served" if due else ""))
 

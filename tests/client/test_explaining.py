@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import subprocess
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -12,7 +13,7 @@ import psycopg
 import pytest
 
 from roost_client import Explanation, InvalidJobError, JobInsert, Roost, statements
-from roost_client.explain import CODES, FACTS, MAX_AHEAD, WINDOW_SECONDS, Facts, Worker, explanation_of
+from roost_client.explain import CODES, FACTS, MAX_AHEAD, MAX_ANCESTORS, WINDOW_SECONDS, Facts, Worker, explanation_of
 from roostd.core import throttle
 from roostd.store import statements as store
 from tests.client.rows import put
@@ -106,6 +107,20 @@ TABLE: list[tuple[dict[str, Any], str, str, str | None]] = [
     ),
     ({"paused": PAUSED}, "paused", "queue 'default' is paused, since 2040-01-31T10", "roostctl resume default"),
     ({"paused": PAUSED, "queue": "a b"}, "paused", "'a b' is paused", "roostctl resume 'a b'"),
+    ({"paused": PAUSED, "queue": "-x"}, "paused", "'-x' is paused", "roostctl resume -- -x"),
+    ({"paused": PAUSED, "queue": "é\n'\xa0\\"}, "paused", "is paused", r"roostctl resume $'é\x0a\'\xc2\xa0\\'"),
+    (
+        {"state": "cancelled", "dead_parents": [(n, "cancelled", False) for n in range(MAX_ANCESTORS)]},
+        "cancelled",
+        f"for the sake of job {MAX_ANCESTORS - 1}, which may have been for another's",
+        f"roostctl explain {MAX_ANCESTORS - 1}",
+    ),
+    (
+        {"state": "cancelled", "dead_parents": [(5, "cancelled", True), (2, "discarded", False)]},
+        "cancelled",
+        "job 5 is in the archive",
+        None,
+    ),
     ({"workers": []}, "no-worker", "no live worker serves queue 'default': none runs", "roostd -c /etc/roost.toml"),
     (
         {"workers": [worker(silent_seconds=301)]},
@@ -313,6 +328,28 @@ def test_a_job_that_was_cancelled_for_the_sake_of_an_ancestor(client: Roost, obs
     client.retry(root, with_dependents=True)
     assert client.explain(leaf).code == "no-worker"
     assert client.explain(leaf).details["also"] == ["blocked"]
+
+
+def test_what_keeps_its_ancestor_from_being_retried_is_told(client: Roost, observer: Conn) -> None:
+    root = client.enqueue("a", unique_key="k")
+    middle = client.enqueue("a", depends_on=[root])
+    leaf = client.enqueue("a", depends_on=[middle])
+    client.cancel(root)
+    for _ in range(2):
+        observer.execute("SELECT roost.follow_parents()")
+    holder = client.enqueue("a", unique_key="k")
+    said = client.explain(leaf)
+    assert f"the unique_key of job {root} is now that of job {holder}" in said.reason
+    assert (said.command, said.details["key_holder"]) == (f"roostctl explain {holder}", holder)
+    client.cancel(holder)
+    assert client.explain(leaf).command == f"roostctl retry {root} --with-dependents"
+
+
+def test_a_name_in_a_command_is_what_a_shell_makes_of_it() -> None:
+    for queue in ("-x", "--help", "a b'c", "a\nb", "é'\\\x1b[31m\u200b\xa0"):
+        command = of(paused=PAUSED, queue=queue).command or ""
+        done = subprocess.run(["bash", "-c", command.replace("roostctl", "printf %s:", 1)], capture_output=True)
+        assert done.stdout.decode().removeprefix("resume:").removeprefix("--:") == f"{queue}:"
 
 
 def test_an_archived_job(client: Roost, observer: Conn) -> None:

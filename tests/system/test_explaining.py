@@ -208,6 +208,6 @@ def test_what_is_printed(jobs: Jobs, capsys: pytest.CaptureFixture[str]) -> None
     assert main(["explain", str(job_id), "--dsn", jobs.dsn]) == 0
     first, *rest = capsys.readouterr().out.splitlines()
     assert first.startswith("paused: queue 'elsewhere\\x1b' is paused, since 20")
-    assert rest == ["try: roostctl resume 'elsewhere\\x1b'", "also: no-worker, scheduled"]
+    assert rest == ["try: roostctl resume $'elsewhere\\x1b'", "also: no-worker, scheduled"]
     assert main(["explain", "999999", "--dsn", jobs.dsn]) == 1
     assert capsys.readouterr().out.startswith("unknown: no job has ever had this id")
