@@ -97,7 +97,7 @@ def requeue(
             try:
                 done = roost.requeue_discarded(limit=limit, progress=show, **filters)
             except KeyboardInterrupt:
-                note(f"{_jobs(done)} were requeued before")
+                note(f"at least {_jobs(done)} were requeued before")  # and those of the batch, if that came through
                 raise
     _print_requeued(invocation, done)
     return 0 if done else EXIT_NOTHING
@@ -108,17 +108,26 @@ COMMANDS = (cancel, retry, requeue)
 
 def _change_each(invocation: Invocation, job_ids: tuple[int, ...], change: Callable[[Roost, int], str]) -> int:
     done: list[tuple[int, str]] = []
-    with invocation.client() as roost:
-        for job_id in job_ids:
-            try:
-                done.append((job_id, change(roost, job_id)))
-            except (JobNotFoundError, JobStateError, DuplicateUniqueJobError) as error:
-                note(str(error))
+    try:
+        with invocation.client() as roost:
+            for job_id in job_ids:
+                try:
+                    done.append((job_id, change(roost, job_id)))
+                except (JobNotFoundError, JobStateError, DuplicateUniqueJobError) as error:
+                    note(str(error))
+    except BaseException:  # interrupted, or without the database any more: what was done is done
+        if done:
+            _print_done(invocation, done)
+        raise
+    _print_done(invocation, done)
+    return 0 if len(done) == len(job_ids) else EXIT_NOTHING
+
+
+def _print_done(invocation: Invocation, done: list[tuple[int, str]]) -> None:
     if invocation.json:
         print_json([{"id": job_id, "outcome": outcome} for job_id, outcome in done])
     else:
         print_table(("ID", "OUTCOME"), done)
-    return 0 if len(done) == len(job_ids) else EXIT_NOTHING
 
 
 def _print_dry_run(invocation: Invocation, count: int, sample: list[int]) -> None:

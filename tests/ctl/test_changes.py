@@ -157,6 +157,21 @@ def test_requeue_refuses_where_there_is_nobody_to_ask(
     assert len(roost.list_jobs(state="discarded")) == 2
 
 
+def test_an_interrupted_cancel_tells_what_it_did(dsn: str, roost: Roost) -> None:
+    first, second = roost.enqueue("send"), roost.enqueue("send")
+    waiting = "SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock' AND query LIKE '%roost.cancel%'"
+    with psycopg.connect(dsn) as blocker, psycopg.connect(dsn, autocommit=True) as observer:
+        blocker.execute("SELECT FROM roost.job_rows WHERE id = %s FOR UPDATE", [second])
+        with subprocess.Popen(
+            [COMMAND, "--dsn", dsn, "cancel", str(first), str(second)], stdout=subprocess.PIPE, text=True
+        ) as process:
+            eventually(lambda: observer.execute(waiting).fetchone() == (1,), "cancel that waits")
+            process.send_signal(signal.SIGINT)
+            shown, _ = process.communicate(timeout=30)
+    assert (process.returncode, shown.splitlines()[1:]) == (130, [f" {first}  cancelled"])
+    assert (roost.get_job(first).state, roost.get_job(second).state) == ("cancelled", "available")
+
+
 def test_an_interrupted_requeue_has_done_what_it_did_and_another_goes_on(
     dsn: str, roost: Roost, discard: Callable[..., list[int]]
 ) -> None:
@@ -180,7 +195,7 @@ def test_an_interrupted_requeue_has_done_what_it_did_and_another_goes_on(
         process.send_signal(signal.SIGINT)
         _, told = process.communicate(timeout=60)
         assert process.returncode == 130
-        assert "2000 jobs were requeued before" in told
+        assert "at least 2000 jobs were requeued before" in told
         blocker.execute("DROP TRIGGER hold ON roost.ready")
         blocker.commit()
     assert roost.list_queues()[0].available == 2000
