@@ -98,9 +98,14 @@ class Worker:
             raise ValueError(
                 f"cannot use orphan_stale_after={orphan_stale_after!r}: it must be more than twice heartbeat_interval"
             )
-        queues = queues if isinstance(queues, str) else list(queues)  # a string is refused, not taken for its letters
+        if isinstance(queues, Iterable) and not isinstance(queues, str):  # its letters are not what was meant
+            queues = list(queues)
         self._pool = PoolConfig(name="default", **_checked("pools.NAME", queues=queues, concurrency=concurrency))
+        if retry_strategy is not None and not callable(retry_strategy):
+            raise ValueError(f"cannot use retry_strategy={retry_strategy!r}: expected a function of the attempt")
         self._retry_strategy = None if retry_strategy is None else _guarded(retry_strategy)
+        if registry is not None and not isinstance(registry, HandlerRegistry):
+            raise ValueError(f"cannot use registry={registry!r}: expected a HandlerRegistry")
         self._registry = DEFAULT_HANDLERS if registry is None else registry
         if hooks is not None and not isinstance(hooks, Hooks):
             raise ValueError(f"cannot use hooks={hooks!r}: expected a Hooks")
