@@ -86,6 +86,11 @@ def assert_enqueued(
     """
     __tracebackhide__ = True
     wanted = _Wanted.of(task, args, queue, tags, scheduled_at, registry)
+    if count is not None:
+        try:
+            fields.integer("count", count, least=0)
+        except Refused as refused:
+            raise refused.as_invalid_job("look for jobs") from None
     found: list[Job] | Awaitable[list[Job]] = _run(conn, _check(wanted, count))
     return found
 
@@ -185,6 +190,7 @@ def run_job(
     Raises JobNotFoundError, and JobStateError for a job that has ended or waits for others.
     """
     statements.get_job(job_id)  # refuses what can't be an id
+    _check_runners(registry, hooks, retry_strategy)
     ran = _runner()(
         conn,
         job_id=job_id,
@@ -239,8 +245,9 @@ def drain(
     depend on them. Time stands still in a transaction: with `with_scheduled`, what is due later runs when nothing else
     is left, retries included; a job that always snoozes then runs until `max_jobs`.
     """
-    queues = None if queue is None else [queue] if isinstance(queue, str) else list(queue)
+    _check_runners(registry, hooks, retry_strategy)
     try:
+        queues = None if queue is None else [queue] if isinstance(queue, str) else _listed("queue", queue)
         for each in queues or ():
             fields.name("queue", each)
         if max_jobs is not None:
@@ -258,6 +265,26 @@ def drain(
         retry_strategy=retry_strategy,
     )
     return ran
+
+
+def _check_runners(
+    registry: HandlerRegistry | None, hooks: Hooks | None, retry_strategy: BackoffStrategy | None
+) -> None:
+    try:
+        if registry is not None and not isinstance(registry, HandlerRegistry):
+            raise Refused("registry", f"must be a HandlerRegistry, not {fields.shown(registry)}")
+        if hooks is not None and not isinstance(hooks, Hooks):
+            raise Refused("hooks", f"must be a Hooks, not {fields.shown(hooks)}")
+        if retry_strategy is not None and not callable(retry_strategy):
+            raise Refused("retry_strategy", f"must be a function of the attempt, not {fields.shown(retry_strategy)}")
+    except Refused as refused:
+        raise refused.as_invalid_job("run jobs") from None
+
+
+def _listed(path: str, value: object) -> list[Any]:
+    if not isinstance(value, Iterable):
+        raise Refused(path, f"must be a list of strings, not {fields.shown(value)}")
+    return list(value)
 
 
 def _runner() -> Callable[..., Any]:
@@ -296,7 +323,11 @@ class _Wanted:
             name = None if task is None else statements.task_name(registry or DEFAULT_HANDLERS, task)
             # As the database has it: a pydantic model as its JSON, tuples as lists.
             given = None if args is None else json.loads(object_text("args", args))
-            labels = () if tags is None else fields.tags("tags", tags if isinstance(tags, str) else list(tags))
+            labels = (
+                () if tags is None else fields.tags("tags", tags if isinstance(tags, str) else _listed("tags", tags))
+            )
+            if queue is not None:
+                fields.name("queue", queue)
             due = _span(scheduled_at)
         except Refused as refused:
             raise refused.as_invalid_job("look for jobs") from None
@@ -324,9 +355,11 @@ def _span(scheduled_at: Span | None) -> tuple[datetime, datetime] | None:
     if scheduled_at is None:
         return None
     if isinstance(scheduled_at, datetime):
-        earliest, latest = scheduled_at - _A_SECOND, scheduled_at + _A_SECOND
-    else:
-        earliest, latest = scheduled_at
+        fields.time("scheduled_at", scheduled_at)
+        return scheduled_at - _A_SECOND, scheduled_at + _A_SECOND
+    if not isinstance(scheduled_at, (tuple, list)) or len(scheduled_at) != 2:
+        raise Refused("scheduled_at", "must be a datetime, or the earliest and the latest")
+    earliest, latest = scheduled_at
     for each in (earliest, latest):
         fields.time("scheduled_at", each)
     return earliest, latest

@@ -365,10 +365,22 @@ def test_a_failure_tells_what_there_is_the_nearest_first(conn: psycopg.Connectio
         ({"task": ""}, "task"),
         ({"args": {"x": float("nan")}}, "args.x"),
         ({"tags": "one"}, "tags"),
+        ({"tags": 5}, "tags"),
+        ({"queue": 5}, "queue"),
+        ({"count": "1"}, "count"),
+        ({"count": -1}, "count"),
         ({"scheduled_at": datetime(2030, 1, 1)}, "scheduled_at"),
+        ({"scheduled_at": datetime.max.replace(tzinfo=UTC)}, "scheduled_at"),
+        ({"scheduled_at": 5}, "scheduled_at"),
     ],
 )
 def test_what_no_job_could_be_like_is_refused(conn: psycopg.Connection[Any], wanted: dict[str, Any], path: str) -> None:
     with pytest.raises(InvalidJobError) as caught:
         assert_enqueued(conn, **wanted)
     assert path in str(caught.value)
+
+
+@pytest.mark.parametrize("option", ["queue", "max_jobs", "registry", "hooks", "retry_strategy"])
+def test_what_nothing_could_run_by_is_refused(conn: psycopg.Connection[Any], option: str) -> None:
+    with pytest.raises(InvalidJobError, match=f"cannot run jobs: {option} must be"):
+        drain(conn, **{option: 1.5})  # type: ignore[call-overload]
