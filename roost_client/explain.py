@@ -53,6 +53,13 @@ WITH RECURSIVE job AS MATERIALIZED (
                     WHERE a.id = u.id AND a.state IN ('discarded', 'cancelled') LIMIT 1)) AS x
             LIMIT 1) AS p
      WHERE dead.state = 'cancelled' AND (dead.depth = 0 OR NOT dead.cancel_requested) AND dead.depth < {MAX_ANCESTORS}
+), held AS (  -- jobs of its queue that each worker has now: its heartbeat tells of children that were busy then
+    SELECT c.worker_id, count(*) AS jobs
+      FROM (SELECT c.worker_id, c.job_id FROM roost.claims c LIMIT (SELECT {MAX_AHEAD})) AS c
+     CROSS JOIN job
+     CROSS JOIN LATERAL (SELECT 1 FROM roost.job_rows j WHERE j.id = c.job_id AND j.queue = job.queue LIMIT 1) AS its
+     WHERE job.state IN ('available', 'retryable')
+     GROUP BY c.worker_id
 )
 SELECT json_build_object(
     'now', statement_timestamp(),
@@ -138,8 +145,12 @@ SELECT json_build_object(
                    'is_draining', w.metadata ->> 'state' = 'draining',
                    'knows', w.metadata -> 'tasks' ? job.task,
                    'children', coalesce((p.pool ->> 'children')::integer, w.concurrency),
-                   'busy', (p.pool ->> 'busy')::integer) ORDER BY w.started_at, w.id)
+                   'busy', CASE WHEN p.pool ->> 'busy' IS NOT NULL THEN greatest(
+                               (p.pool ->> 'busy')::integer,
+                               least((p.pool ->> 'children')::integer, coalesce(h.jobs, 0))) END)
+                   ORDER BY w.started_at, w.id)
           FROM roost.workers w
+          LEFT JOIN held h ON h.worker_id = w.id
           LEFT JOIN LATERAL (SELECT e.pool FROM jsonb_array_elements(coalesce(w.metadata -> 'pools', '[]')) AS e(pool)
                               WHERE e.pool -> 'queues' ? job.queue LIMIT 1) AS p ON true) END
     )::text

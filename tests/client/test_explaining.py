@@ -418,6 +418,22 @@ def test_busy_children_are_those_of_the_pool_that_serves_the_queue(
     assert client.explain(client.enqueue("a", queue="a")).code == "due"
 
 
+def test_children_that_got_busy_since_the_last_heartbeat_are_busy(
+    client: Roost, observer: Conn, add_worker: Callable[..., str]
+) -> None:
+    worker_id = add_worker(["a", "b"], pools=[{"queues": ["a", "b"], "children": 2, "busy": 0}])
+    for busy in (1, 2, 2):
+        observer.execute(
+            "WITH gone AS (DELETE FROM roost.ready WHERE job_id = %s RETURNING job_id)"
+            " INSERT INTO roost.claims (job_id, lease, worker_id, attempt) SELECT job_id, job_id, %s, 1 FROM gone",
+            (client.enqueue("a", queue="a"), worker_id),
+        )
+        waiting = client.enqueue("a", queue="a", priority=-busy)
+        said = client.explain(waiting)
+        assert (said.code, said.details["busy"]) == ("busy" if busy == 2 else "due", busy)
+        client.cancel(waiting)
+
+
 def test_parents_are_shown_as_they_are_and_counted(
     client: Roost, observer: Conn, add_worker: Callable[..., str]
 ) -> None:
