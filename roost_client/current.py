@@ -174,7 +174,8 @@ class _Block:
         if row is None or not row[0]:
             raise LeaseLostError(
                 f"cannot {self._what}: its lease {self._job.lease} is no longer that of a claim; the job was taken from"
-                " its worker, or has ended; what the block has written is rolled back"
+                " its worker, or has ended, maybe by another block of this transaction, or conn leads to another"
+                " database; what the block has written is rolled back"
             )
 
     def _committing(self) -> None:

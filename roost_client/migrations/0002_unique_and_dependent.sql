@@ -94,7 +94,7 @@ $$;
 -- Passes over what another transaction holds; `held` says how many dependents it did, `told` how many it did not. `more` are
 -- those that were cancelled and have dependents.
 CREATE FUNCTION roost.follow_parents(these bigint[] DEFAULT NULL, most integer DEFAULT 1000,
-                                     OUT told integer, OUT held integer, OUT more bigint[])
+                                     OUT told integer, OUT held bigint[], OUT more bigint[])
 LANGUAGE plpgsql
 -- A worker's sessions read by key only, and so do these statements where they read a table, for which each says BETWEEN (as
 -- those of the worker do) and none has it read in the table's order. But here sets of a thousand meet.
@@ -113,7 +113,6 @@ DECLARE
     cancelled  bigint[];
 BEGIN
     told := 0;
-    held := 0;
     -- With their rows, so that none is retried, or ends again, while its dependents are told that it has ended.
     SELECT array_agg(e.job_id) INTO ended
       FROM (SELECT n.job_id FROM roost.ended_parents n
@@ -195,11 +194,9 @@ BEGIN
           INTO told, released, cancelled;
     END IF;
     IF told < most THEN
-        SELECT count(*) INTO held
-          FROM (SELECT 1
-                  FROM unnest(ended) AS e(job_id)
-                  JOIN roost.dependencies d ON d.parent_id BETWEEN e.job_id AND e.job_id
-                 LIMIT most) AS d;
+        SELECT array_agg(e.job_id) INTO held
+          FROM unnest(ended) AS e(job_id)
+         WHERE EXISTS (SELECT 1 FROM roost.dependencies d WHERE d.parent_id BETWEEN e.job_id AND e.job_id);
     END IF;
     IF released IS NOT NULL THEN
         DELETE FROM roost.blocked b USING unnest(released) AS r(id) WHERE b.job_id BETWEEN r.id AND r.id;

@@ -87,7 +87,8 @@ class Claimer:
         self._promote_at = 0.0
         self._promote_looks = Looks()
         self._parents: set[int] = set()  # that have ended, with dependents yet to be told
-        self._follow_at = 0.0
+        self._held: set[int] = set()  # likewise, but another transaction had these dependents when they were looked at
+        self._held_at = 0.0
         self._held_pause = _HELD_SECONDS
         self._follow_all_at = 0.0
         self._warn_at = 0.0
@@ -199,7 +200,9 @@ class Claimer:
         while not self.stopped and not self._check_claims and self._undeclared is None:
             self._wake.clear()
             now = self._loop.time()
-            at = min(self._promote_at, self._follow_at) if self._parents else self._promote_at
+            if self._parents:
+                break
+            at = min(self._promote_at, self._held_at) if self._held else self._promote_at
             for run in self._pools.values():
                 if self._demand(run):
                     at = min(at, run.demand.claim_at())
@@ -225,7 +228,9 @@ class Claimer:
         for run in list(self._pools.values()):
             if run.throttled.look_at <= now:
                 await self._look(run)
-        if self._parents and now >= self._follow_at:
+        if self._held and now >= self._held_at:
+            await self._follow(list(self._held)[:PROMOTE_BATCH])
+        if self._parents:
             await self._follow(list(self._parents)[:PROMOTE_BATCH])
         if now < self._promote_at:
             for run in list(self._pools.values()):
@@ -272,14 +277,16 @@ class Claimer:
     async def _follow(self, parents: list[int] | None) -> int:
         """Tells dependents of `parents`, or of any that have ended: those of a lost worker or a cancel, too."""
         told, held, more = await self._link.run(lambda conn: statements.follow_parents(conn, parents))
-        if not held and told < PROMOTE_BATCH:
-            self._parents.difference_update(parents or ())
-        elif not told:
-            self._follow_at = self._loop.time() + self._held_pause
-            self._held_pause = min(2 * self._held_pause, self._poll_interval())
+        if parents and told < PROMOTE_BATCH:  # else there may be more of the same
+            again = not self._held.isdisjoint(parents)
+            self._parents.difference_update(parents)
+            self._held.difference_update(parents)
+            if held:
+                self._held.update(held)
+                self._held_pause = min(2 * self._held_pause, self._poll_interval()) if again else _HELD_SECONDS
+                self._held_at = self._loop.time() + self._held_pause
         self.follow(more)
         if told:
-            self._held_pause = _HELD_SECONDS
             for run in self._pools.values():
                 run.demand.made_ready()
         return told

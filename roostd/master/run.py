@@ -234,31 +234,7 @@ class Master:
         )
         tasks: list[asyncio.Task[Any]] = [self._loop.create_task(self._writer.run())]
         try:
-            if not await self._until_stopped(self._start(listens=not once)):
-                return 0
-            tasks += [self._loop.create_task(part) for part in (self._heart.run(), self._heart.watch())]
-            if not await self._until_stopped(self._up.wait()):
-                return 0
-            _log.info("worker.ready", worker=str(self._worker_id), **self._counts())
-            self._notifier.ready(self._status())
-            if once:
-                await self._until_stopped(self._drain_once())
-                return self._writer.written
-            if self._reload_after_start:
-                self._reload()
-            self._claiming = self._loop.create_task(self._claimer.run())
-            stopped = self._loop.create_task(self._stop.wait())
-            parts = (self._reap_regularly(), self._tidy_regularly(), self._notify_regularly())
-            regularly = (*parts, self._listener.run(), self._scheduler.run())
-            tasks += [stopped, self._claiming, *map(self._loop.create_task, regularly)]
-            done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
-            for task in done - {stopped}:
-                # A part that ends by itself is broken, and a worker that limps is worse than one that starts anew.
-                task.result()
-                raise RuntimeError(f"{task} has ended by itself")
-            if self._broken is not None:
-                raise self._broken
-            return self._writer.written
+            await self._work(tasks, once=once)
         finally:
             await self._shut_down()
             for task in tasks:
@@ -270,6 +246,34 @@ class Master:
                 # The loop takes its handlers away as it closes, and an embedded database has yet to be stopped.
                 signal.pthread_sigmask(signal.SIG_BLOCK, self._signals)
             _log.info("worker.stopped", worker=str(self._worker_id), jobs=self._writer.written)
+        return self._writer.written  # with what was written as it shut down
+
+    async def _work(self, tasks: list[asyncio.Task[Any]], *, once: bool) -> None:
+        """Starts, and runs jobs until stopped; what runs beside it is added to `tasks`."""
+        if not await self._until_stopped(self._start(listens=not once)):
+            return
+        tasks += [self._loop.create_task(part) for part in (self._heart.run(), self._heart.watch())]
+        if not await self._until_stopped(self._up.wait()):
+            return
+        _log.info("worker.ready", worker=str(self._worker_id), **self._counts())
+        self._notifier.ready(self._status())
+        if once:
+            await self._until_stopped(self._drain_once())
+            return
+        if self._reload_after_start:
+            self._reload()
+        self._claiming = self._loop.create_task(self._claimer.run())
+        stopped = self._loop.create_task(self._stop.wait())
+        parts = (self._reap_regularly(), self._tidy_regularly(), self._notify_regularly())
+        regularly = (*parts, self._listener.run(), self._scheduler.run())
+        tasks += [stopped, self._claiming, *map(self._loop.create_task, regularly)]
+        done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+        for task in done - {stopped}:
+            # A part that ends by itself is broken, and a worker that limps is worse than one that starts anew.
+            task.result()
+            raise RuntimeError(f"{task} has ended by itself")
+        if self._broken is not None:
+            raise self._broken
 
     async def _start(self, *, listens: bool) -> None:
         """Database, registration, handlers, children: each before the next."""

@@ -165,13 +165,14 @@ async def settle(
     return {row[0]: JobState(row[1]) for row in rows}, _parents(rows)
 
 
-async def follow_parents(conn: AsyncConnection, only: Sequence[int] | None = None) -> tuple[int, int, list[int]]:
+async def follow_parents(conn: AsyncConnection, only: Sequence[int] | None = None) -> tuple[int, list[int], list[int]]:
     """Tells dependents of ended parents, of `only` these if given.
 
-    Returns how many, how many others hold, and the jobs to follow next: cancelled, with dependents of their own.
+    Returns how many, the parents of those that another transaction holds, and the jobs to follow next: cancelled, with
+    dependents of their own.
     """
     ((told, held, more),) = await _run(conn, "follow_parents", {"only": None if only is None else _numbers(only)})
-    return told, held, more or []
+    return told, held or [], more or []
 
 
 async def note_ended(conn: AsyncConnection, after: int) -> int | None:

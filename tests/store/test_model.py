@@ -936,7 +936,7 @@ class Histories(RuleBasedStateMachine):
             if not child.parents_left:
                 self.place(child, child.due)
         count, held, more = self.world.run(statements.follow_parents(self.world.stores[slot], only))
-        assert (count, held, set(more)) == (len(told), 0, self.noted - before)
+        assert (count, held, set(more)) == (len(told), [], self.noted - before)
 
     # -- what must hold after each step
 

@@ -91,6 +91,24 @@ def test_what_depends_on_a_job_that_completes_itself_runs_at_once(
     eventually(lambda: counter(counting) == 10, "end of the chain", seconds=40)
 
 
+def test_a_dependent_that_is_held_delays_no_other_and_runs_when_it_is_free(
+    start_daemon: StartDaemon, counting: Jobs
+) -> None:
+    start_daemon({"worker": {"poll_interval": 60.0}})
+    parent = JobInsert("add_one", {"dsn": counting.dsn, "before": 2})
+    with psycopg.connect(counting.dsn) as conn:
+        counting.roost.enqueue_many([parent, JobInsert("noop", depends_on=[parent])])
+        conn.execute("SELECT roost.cancel(job_id) FROM roost.blocked")
+        chain: list[JobInsert] = []
+        for _ in range(50):
+            chain.append(JobInsert("add_one", {"dsn": counting.dsn}, depends_on=chain[-1:]))
+        eventually(lambda: counter(counting) == 1, "end of the parent")
+        counting.roost.enqueue_many(chain)
+        eventually(lambda: counter(counting) == 51, "end of the chain", seconds=20)
+        conn.rollback()
+    eventually(lambda: counting.count("completed") == 52, "end of the one that was held", seconds=20)
+
+
 def test_jobs_that_complete_themselves_count_among_those_that_ended(start_daemon: StartDaemon, counting: Jobs) -> None:
     for nested in (False, True):
         counting.add_many(10, "add_one", {"dsn": counting.dsn, "nested": nested})

@@ -172,6 +172,21 @@ def test_once_runs_what_may_run_now_and_prints_how_much(folder: Path, jobs: Jobs
         assert daemon.stdout == "0\n"
 
 
+def test_once_tells_what_ended_after_it_was_stopped_too(start_daemon: StartDaemon, jobs: Jobs) -> None:
+    for key in ("one", "two"):
+        jobs.add("hold", {"key": key})
+    jobs.add_many(5, "noop")
+    daemon = start_daemon({"pools": {"default": {"concurrency": 2}}}, "--once", ready=False)
+    for key in ("one", "two"):
+        daemon.wait_started(key)
+    daemon.signal(signal.SIGTERM)
+    daemon.wait_for("worker.draining")
+    for key in ("one", "two"):
+        daemon.let_go(key)
+    assert daemon.wait_exit() == 0
+    assert (daemon.stdout, jobs.count("completed")) == ("2\n", 2)
+
+
 # -- embedded
 
 
