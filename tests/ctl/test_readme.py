@@ -24,6 +24,7 @@ def reader(tmp_path: Path, empty_dsn: str) -> Reader:
     return Reader(tmp_path, empty_dsn)
 
 
+@pytest.mark.timeout(400)  # a third of a minute, but of many processes one after the other
 def test_what_the_readme_shows_works_as_it_shows(reader: Reader) -> None:
     found = blocks(README.read_text())
     operating = next(block for block in found if "roostctl reload" in block.text)

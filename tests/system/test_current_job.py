@@ -94,7 +94,7 @@ def test_what_depends_on_a_job_that_completes_itself_runs_at_once(
 def test_a_dependent_that_is_held_delays_no_other_and_runs_when_it_is_free(
     start_daemon: StartDaemon, counting: Jobs
 ) -> None:
-    start_daemon({"worker": {"poll_interval": 60.0}})
+    start_daemon({"worker": {"poll_interval": 1000.0}})
     parent = JobInsert("add_one", {"dsn": counting.dsn, "before": 2})
     with psycopg.connect(counting.dsn) as conn:
         counting.roost.enqueue_many([parent, JobInsert("noop", depends_on=[parent])])
@@ -104,9 +104,9 @@ def test_a_dependent_that_is_held_delays_no_other_and_runs_when_it_is_free(
             chain.append(JobInsert("add_one", {"dsn": counting.dsn}, depends_on=chain[-1:]))
         eventually(lambda: counter(counting) == 1, "end of the parent")
         counting.roost.enqueue_many(chain)
-        eventually(lambda: counter(counting) == 51, "end of the chain", seconds=20)
+        eventually(lambda: counter(counting) == 51, "end of the chain")
         conn.rollback()
-    eventually(lambda: counting.count("completed") == 52, "end of the one that was held", seconds=20)
+    eventually(lambda: counting.count("completed") == 52, "end of the one that was held")
 
 
 def test_jobs_that_complete_themselves_count_among_those_that_ended(start_daemon: StartDaemon, counting: Jobs) -> None:
