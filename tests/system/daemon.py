@@ -56,6 +56,7 @@ class Daemon:
         self._stdout: deque[bytes] = deque(maxlen=100)
         self._process: subprocess.Popen[bytes] | None = None
         self._log: list[Entry] = []
+        self._began = 0  # the place in it of the last start
         self._news = threading.Condition()
         self._readers: list[threading.Thread] = []
 
@@ -70,6 +71,7 @@ class Daemon:
         """Starts the daemon, again if it ran before; its log goes on."""
         assert self._process is None or self._process.poll() is not None, "it still runs"
         self._join()
+        self._began = len(self._log)
         # Without bytecode, because its age is told in seconds, and a test changes a module twice in one.
         variables = {**os.environ, "PYTHONDONTWRITEBYTECODE": "1", **(environ or {})}
         self._process = subprocess.Popen(
@@ -92,7 +94,7 @@ class Daemon:
         return self
 
     def wait_ready(self) -> Self:
-        self.wait_for("worker.ready", since=self._last("worker.stopped"))
+        self.wait_for("worker.ready", since=self._began)
         return self
 
     def signal(self, number: int) -> None:
@@ -235,10 +237,6 @@ class Daemon:
     @property
     def _ended(self) -> bool:
         return bool(self._readers) and not self._readers[1].is_alive()
-
-    def _last(self, event: str) -> int:
-        places = [place for place, entry in enumerate(self._log) if entry["event"] == event]
-        return places[-1] if places else 0
 
     def _titles(self) -> list[str]:
         return [f"{pid} {title_of(pid)}" for pid in self.processes()]

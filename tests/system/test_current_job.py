@@ -258,6 +258,16 @@ def test_two_thousand_jobs_that_add_one_have_added_two_thousand_whatever_was_kil
     assert min(done[what] for what in ("child", "handler", "roostd", "master", "template", "lease")) > 0
 
 
+def watched(jobs: Jobs) -> str:
+    """What the server says of workers and their sessions."""
+    sessions = (
+        "SELECT pid, application_name, state, wait_event_type, wait_event, now() - xact_start AS age,"
+        " pg_blocking_pids(pid) AS blocked_by, left(query, 300) AS query"
+        " FROM pg_stat_activity WHERE datname = current_database()"
+    )
+    return f"{jobs.query('SELECT * FROM roost.workers')} {jobs.query(sessions)} {jobs.told()}"
+
+
 OLD_BLOCKS = (
     "SELECT 1 FROM pg_stat_activity WHERE datname = current_database() AND application_name = 'handler'"
     " AND xact_start < now() - interval '1.5 s'"
@@ -281,7 +291,10 @@ def kill(what: str, daemon: Daemon, jobs: Jobs, rng: random.Random) -> int:
             )
             pid = eventually(lambda: jobs.query(holds, slow), "claim of a slow job")[0]["pid"]
             os.kill(pid, signal.SIGSTOP)
-            eventually(lambda: not jobs.query("SELECT 1 FROM roost.workers WHERE pid = %s", pid), "end of its row")
+            eventually(
+                lambda: not jobs.query("SELECT 1 FROM roost.workers WHERE pid = %s", pid),
+                lambda: f"end of the row of {pid}: {watched(jobs)}",
+            )
             eventually(lambda: not jobs.query(OLD_BLOCKS), "end of the blocks that were open")
             os.kill(pid, signal.SIGCONT)
             return 1
